@@ -1,0 +1,1 @@
+"""From a graph to a program that runs in one native call."""

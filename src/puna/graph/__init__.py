@@ -1,0 +1,1 @@
+"""Descriptions of what to compute: graphs, operations, weights."""

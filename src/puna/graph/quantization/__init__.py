@@ -1,0 +1,1 @@
+"""Quantization encodings and their block formats."""

@@ -1,0 +1,1 @@
+"""Sizes and inputs of the paged KV cache."""

@@ -1,0 +1,1 @@
+"""Contracts and values that pipelines and architectures share."""
