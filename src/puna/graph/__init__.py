@@ -1,1 +1,5 @@
 """Descriptions of what to compute: graphs, operations, weights."""
+
+from puna.graph.device import DeviceRef
+
+__all__ = ["DeviceRef"]

@@ -1,1 +1,5 @@
-"""Quantization encodings and their block formats."""
+"""Encodings of quantized weights."""
+
+from puna.graph.quantization.encoding import BlockParameters, QuantizationEncoding
+
+__all__ = ["BlockParameters", "QuantizationEncoding"]
