@@ -38,7 +38,7 @@ class ModelNotFoundError(PunaError, LookupError):
     def __init__(self, name: str, reason: str, *, choices: list[str] | None = None) -> None:
         self.name = name
         self.choices = choices or []
-        listing = f" There is: {', '.join(self.choices)}." if self.choices else ""
+        listing = f"; there is: {', '.join(self.choices)}" if self.choices else ""
         super().__init__(f"model {name!r} not found: {reason}{listing}")
 
 
