@@ -1,0 +1,295 @@
+"""`TextContext`: everything the engine knows about one request, from admission to its last token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from puna.errors import InvalidRequestError
+from puna.pipelines.request import RequestID, SamplingParams, new_request_id
+from puna.pipelines.tokens import TokenBuffer
+
+__all__ = [
+    "BatchType",
+    "EOSTracker",
+    "GenerationStatus",
+    "LogProbabilities",
+    "TextContext",
+    "TextGenerationInputs",
+    "TextGenerationOutput",
+    "TokenBuffer",
+]
+
+
+class GenerationStatus(StrEnum):
+    """Where a request stands."""
+
+    ACTIVE = "active"
+    END_OF_SEQUENCE = "end_of_sequence"
+    MAXIMUM_LENGTH = "maximum_length"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will be generated."""
+        return self is not GenerationStatus.ACTIVE
+
+
+class BatchType(StrEnum):
+    """Whether a batch reads prompts (`CE`, context encoding) or only continues texts (`TG`, token generation)."""
+
+    CE = "context_encoding"
+    TG = "token_generation"
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbabilities:
+    """Natural logarithms of probabilities at one or more positions of one request, as Python numbers.
+
+    Attributes:
+        token_log_probabilities: For each position, that of the token that stands there.
+        top_log_probabilities: For each position, token id -> log-probability of the n likeliest tokens, likeliest
+            first, and of the token that stands there.
+    """
+
+    token_log_probabilities: list[float]
+    top_log_probabilities: list[dict[int, float]]
+
+    def __post_init__(self) -> None:
+        if len(self.token_log_probabilities) != len(self.top_log_probabilities):
+            raise ValueError(
+                f"{len(self.token_log_probabilities)} token entries, {len(self.top_log_probabilities)} top entries"
+            )
+
+    def __len__(self) -> int:
+        return len(self.token_log_probabilities)
+
+
+@dataclass(frozen=True)
+class EOSTracker:
+    """What ends a text.
+
+    Attributes:
+        eos_token_ids: Tokens that do.
+        eos_sequences: Token sequences that do, as the end of what was generated.
+        eos_stop_strings: Strings that do. They are looked for in text, so not here but in the detokenizer's room.
+    """
+
+    eos_token_ids: frozenset[int] = frozenset()
+    eos_sequences: tuple[tuple[int, ...], ...] = ()
+    eos_stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(not sequence for sequence in self.eos_sequences):
+            raise ValueError("an end-of-sequence token sequence is empty")
+
+    def is_eos(self, generated: npt.NDArray[np.int64]) -> bool:
+        """Whether the generated tokens (int64 `[n]`) end the text."""
+        if generated.shape[0] == 0:
+            return False
+        if int(generated[-1]) in self.eos_token_ids:
+            return True
+        return any(
+            len(sequence) <= generated.shape[0] and tuple(generated[-len(sequence) :].tolist()) == sequence
+            for sequence in self.eos_sequences
+        )
+
+    def ignoring_eos(self) -> EOSTracker:
+        """Only the stop strings: what `ignore_eos` leaves."""
+        return EOSTracker(eos_stop_strings=self.eos_stop_strings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextGenerationOutput:
+    """What became of a request since the last look.
+
+    Attributes:
+        request_id: The request.
+        tokens: Tokens generated since.
+        final_status: Where it stands.
+        log_probabilities: One record per token of `tokens` where they were asked for, else None.
+        num_cached_tokens: Prompt tokens that were found in the prefix cache at admission.
+    """
+
+    request_id: RequestID
+    tokens: list[int]
+    final_status: GenerationStatus
+    log_probabilities: list[LogProbabilities] | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass(kw_only=True)
+class TextContext:
+    """One request inside the engine. It has one owner at a time.
+
+    Attributes:
+        tokens: Prompt and generated tokens.
+        max_length: Most tokens of prompt and output together.
+        request_id: The request.
+        eos_tracker: What ends the text. With `sampling_params.ignore_eos` only its stop strings count.
+        sampling_params: How tokens are chosen.
+        model_name: The model or adapter that the client named; None: the model.
+        log_probabilities: How many likeliest tokens are reported with each token; 0: none.
+        log_probabilities_echo: Whether those of the prompt are reported too.
+        json_schema: A JSON schema that the text must satisfy, or None.
+        grammar: A grammar that the text must satisfy, or None.
+        matcher: The state of the schema or grammar, or None.
+        status: Where the request stands.
+        cached_prefix_length: Prompt tokens that were found in the prefix cache when it was first admitted.
+        vocab_size: Tokens of the tokenizer; 0: not checked.
+        cache_salt: Separates this request's cached prefix from those of others, or None.
+        target_endpoint: Another worker's address, or None.
+        admission_length: Tokens of the prompt at admission. Unlike `tokens.prompt_length` it survives a `reset`.
+
+    Raises:
+        InvalidRequestError: the prompt has more tokens than `max_length`, a token is outside the vocabulary, or
+            `log_probabilities` is negative.
+    """
+
+    tokens: TokenBuffer
+    max_length: int
+    request_id: RequestID = field(default_factory=new_request_id)
+    eos_tracker: EOSTracker = field(default_factory=EOSTracker)
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    model_name: str | None = None
+    log_probabilities: int = 0
+    log_probabilities_echo: bool = False
+    json_schema: str | None = None
+    grammar: str | None = None
+    matcher: Any = None
+    status: GenerationStatus = GenerationStatus.ACTIVE
+    cached_prefix_length: int = 0
+    vocab_size: int = 0
+    cache_salt: str | None = None
+    target_endpoint: str | None = None
+    admission_length: int = field(init=False)
+    _pending_log_probabilities: list[LogProbabilities] = field(init=False, default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) > self.max_length:
+            raise InvalidRequestError(
+                f"the prompt has {len(self.tokens)} tokens, at most {self.max_length} fit", param="max_length"
+            )
+        if self.log_probabilities < 0:
+            raise InvalidRequestError(f"must be at least 0, got {self.log_probabilities}", param="log_probabilities")
+        if self.vocab_size:
+            outside = [int(t) for t in self.tokens.all if not 0 <= t < self.vocab_size]
+            if outside:
+                raise InvalidRequestError(
+                    f"token {outside[0]} is outside the vocabulary of {self.vocab_size}", param="prompt"
+                )
+        if self.sampling_params.ignore_eos:
+            self.eos_tracker = self.eos_tracker.ignoring_eos()
+        self.admission_length = len(self.tokens)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will be generated."""
+        return self.status.is_done
+
+    @property
+    def is_initial_prompt(self) -> bool:
+        """Whether nothing was generated since the prompt (or since a `reset`)."""
+        return self.tokens.generated_length == 0
+
+    @property
+    def output_tokens(self) -> npt.NDArray[np.int64]:
+        """Everything generated since admission, int64 `[n]`: unlike `tokens.generated` a `reset` does not empty it."""
+        return self.tokens.all[self.admission_length :]
+
+    def update(self, token: int, log_probabilities: LogProbabilities | None = None) -> None:
+        """Take the token that a step sampled.
+
+        After a chunk of a longer prompt the token means nothing: it is dropped and the next chunk becomes active.
+
+        Raises:
+            RuntimeError: the token is negative or outside the vocabulary.
+        """
+        if self.tokens.is_chunked:
+            self.tokens.advance_chunk()
+            return
+        if token < 0 or (self.vocab_size and token >= self.vocab_size):
+            raise RuntimeError(f"request {self.request_id}: the sampled token {token} is outside the vocabulary")
+        if log_probabilities is not None:
+            self._pending_log_probabilities.append(log_probabilities)
+        self.tokens.advance_with_token(int(token))
+        if self.eos_tracker.is_eos(self.output_tokens):
+            self.status = GenerationStatus.END_OF_SEQUENCE
+        elif self.tokens.current_position >= self.max_length:
+            self.status = GenerationStatus.MAXIMUM_LENGTH
+
+    def to_generation_output(self) -> TextGenerationOutput:
+        """What was generated since the last call; each token and each log-probability is given out once."""
+        pending, self._pending_log_probabilities = self._pending_log_probabilities, []
+        return TextGenerationOutput(
+            request_id=self.request_id,
+            tokens=self.tokens.consume_recently_generated_tokens().tolist(),
+            final_status=self.status,
+            log_probabilities=pending or None,
+            num_cached_tokens=self.cached_prefix_length,
+        )
+
+    def reset(self) -> None:
+        """Make all tokens a new prompt: the cache lost them, so the model must read them again."""
+        self.tokens.restart()
+
+    def compute_num_available_steps(self, max_seq_len: int) -> int:
+        """How many steps this request can take: `max_seq_len - (len(tokens) - active_length)`."""
+        return max_seq_len - (len(self.tokens) - self.tokens.active_length)
+
+    def get_min_token_logit_mask(self, num_steps: int) -> list[npt.NDArray[np.int64]]:
+        """For each of the next steps the tokens that may not be chosen because `min_new_tokens` is not reached.
+
+        Returns:
+            `num_steps` arrays, int64 `[m]`: the end-of-sequence ids, sorted, or empty once enough was generated.
+        """
+        ids = np.array(sorted(self.eos_tracker.eos_token_ids), dtype=np.int64)
+        missing = self.sampling_params.min_new_tokens - len(self.output_tokens)
+        return [ids if step < missing else ids[:0] for step in range(num_steps)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextGenerationInputs:
+    """The requests of one turn.
+
+    Attributes:
+        batches: One list of contexts per replica.
+        num_steps: Decode steps of the turn.
+    """
+
+    batches: Sequence[Sequence[TextContext]]
+    num_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+
+    @property
+    def flat_batch(self) -> list[TextContext]:
+        """All contexts, replica by replica."""
+        return [context for batch in self.batches for context in batch]
+
+    @property
+    def batch_type(self) -> BatchType:
+        """`CE` if any request has generated nothing yet, else `TG`."""
+        return BatchType.CE if any(c.is_initial_prompt for c in self.flat_batch) else BatchType.TG
+
+    @property
+    def enable_log_probs(self) -> bool:
+        """Whether any request asks for log-probabilities."""
+        return any(self.batch_top_log_probs)
+
+    @property
+    def batch_top_log_probs(self) -> list[int]:
+        """How many likeliest tokens each request asks for."""
+        return [context.log_probabilities for context in self.flat_batch]
+
+    @property
+    def batch_echo(self) -> list[bool]:
+        """Whether each request asks for the prompt's log-probabilities."""
+        return [context.log_probabilities_echo for context in self.flat_batch]
