@@ -1,14 +1,15 @@
-"""Rotary position embedding: which angle each pair of a head's elements turns by, for every way of stretching the context.
+"""Rotary position embedding: the angle that each pair of a head's elements turns by, for every way of stretching
+context.
 
-A `RotaryEmbedding` is a description. It answers two questions with plain numbers, the inverse frequencies and the factor on
-cosine and sine, and hands the same facts to the native program. Frequencies are computed in float64 and rounded to float32
-once; the angle of a pair is `float32(position) * inv_freq` in float32.
+A `RotaryEmbedding` is a description. It answers two questions with plain numbers, the inverse frequencies and the
+factor on cosine and sine, and hands the same facts to the native program. Frequencies are computed in float64 and
+rounded to float32 once; the angle of a pair is `float32(position) * inv_freq` in float32.
 
-Two kinds choose their frequencies by the length of a request: longrope takes one of two factor lists, dynamic takes its base.
-Both are functions of that one request, never of what else is in the batch.
+Two kinds choose their frequencies by the length of a request: longrope takes one of two factor lists, dynamic takes its
+base. Both are functions of that one request, never of what else is in the batch.
 
 Sources: Su et al. 2021 (rotary embedding); Peng et al. 2023 (YaRN); Ding et al. 2024 (LongRoPE); the Llama 3.1 release
-(`llama3`); the computation in Hugging Face transformers, which checkpoints were made for, decides where papers leave room.
+(`llama3`). Where papers leave room, Hugging Face transformers decides: checkpoints were made for what it computes.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class LongRoPEScalingParams:
         original_max_position: Context length before stretching, in tokens.
         max_position_embeddings: Context length after stretching, in tokens.
         factor: The stretch that the attention factor is made from; None: the ratio of the two lengths.
-        attention_factor: What cosine and sine are multiplied by; None: `sqrt(1 + ln(factor) / ln(original_max_position))`.
+        attention_factor: What cosine and sine are multiplied by; None: `sqrt(1 + ln(factor) / ln(original))`.
     """
 
     short_factor: list[float]

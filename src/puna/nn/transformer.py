@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
 from puna.nn.rotary_embedding import RotaryEmbedding
 
 if TYPE_CHECKING:
-    from puna.graph import Graph
-    from puna.graph.weights import WeightData
     from puna.nn.kv_cache import KVCacheParams
 
 
-class ReturnLogits(str, Enum):
-    """Which rows of logits a step returns. `LAST_TOKEN`: one per request; `VARIABLE`: also the last n; `ALL`: also every row."""
+class ReturnLogits(StrEnum):
+    """Which rows of logits a step returns: each request's last (`LAST_TOKEN`), also its last n, or also every row (`ALL`)."""
 
     LAST_TOKEN = "last_token"
     VARIABLE = "variable"
     ALL = "all"
 
 
-class ReturnHiddenStates(str, Enum):
+class ReturnHiddenStates(StrEnum):
     """Which hidden states a step returns besides logits (float32; `B` requests, `T` tokens, `H` hidden size).
 
-    `LAST` and `LAST_PER_DEVICE`: `[B, H]`, the last row of each request before the final norm. `ALL`: `[T, H]` before the
-    final norm. `ALL_NORMALIZED`: `[T, H]` after it. `EAGLE3`: `[T, n * H]`, the outputs of n chosen layers side by side in
-    increasing order of layers.
+    `LAST` and `LAST_PER_DEVICE`: `[B, H]`, the last row of each request before the final norm. `ALL`: `[T, H]` before
+    the final norm. `ALL_NORMALIZED`: `[T, H]` after it. `EAGLE3`: `[T, n * H]`, the outputs of n chosen layers side by
+    side in increasing order of layers.
     """
 
     NONE = "none"

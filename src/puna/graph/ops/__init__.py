@@ -1,1 +1,34 @@
-"""Graph operations."""
+"""The operations of a graph. Each is a function that appends one node to a graph and returns the results."""
+
+from __future__ import annotations
+
+from puna.graph.ops.attention import KVCacheValues, kv_store, paged_attention, rope, rope_angles
+from puna.graph.ops.elementwise import add, clamp, divide, scale, swiglu
+from puna.graph.ops.linear import embedding, matmul, quantize_codes
+from puna.graph.ops.norm import layer_norm, rms_norm
+from puna.graph.ops.op import Op
+from puna.graph.ops.rows import concat_columns, gather_last, gather_variable, slice_columns, variable_offsets
+
+__all__ = [
+    "KVCacheValues",
+    "Op",
+    "add",
+    "clamp",
+    "concat_columns",
+    "divide",
+    "embedding",
+    "gather_last",
+    "gather_variable",
+    "kv_store",
+    "layer_norm",
+    "matmul",
+    "paged_attention",
+    "quantize_codes",
+    "rms_norm",
+    "rope",
+    "rope_angles",
+    "scale",
+    "slice_columns",
+    "swiglu",
+    "variable_offsets",
+]
