@@ -1,0 +1,102 @@
+"""Attention with rotary embedding over the paged KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from puna.graph import Value, ops
+from puna.graph.ops import KVCacheValues
+from puna.nn.linear import Linear
+
+__all__ = ["Attention", "AttentionInputs"]
+
+
+class AttentionInputs(NamedTuple):
+    """What all layers of a step share.
+
+    Attributes:
+        angles: Cosines and sines `[total_seq_len, rot_dim]`.
+        row_offsets: uint32 `[batch_size + 1]`.
+        cache: The KV cache.
+    """
+
+    angles: Value
+    row_offsets: Value
+    cache: KVCacheValues
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Q, K, V; rotation; store; attention; output projection.
+
+    Attributes:
+        qkv: Either three modules, or one whose rows are Q's, K's and V's in that order.
+        output: `[H, num_heads * head_dim]`.
+        num_heads: Query heads.
+        num_kv_heads: KV heads.
+        head_dim: Elements of a head.
+        rot_dim: Leading elements of a head that are rotated.
+        is_interleaved: Rotated pairs are neighbours, not half a width apart.
+        multiplier: The whole factor on q·k.
+        clip: Q, K, V are clamped to plus or minus this; None: not at all. It limits the projected activations, as the
+            models that define it (OLMo) compute it.
+        window: A query sees itself and the `window - 1` positions before it; None: all.
+    """
+
+    qkv: Linear | tuple[Linear, Linear, Linear]
+    output: Linear
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rot_dim: int
+    is_interleaved: bool
+    multiplier: float
+    clip: float | None = None
+    window: int | None = None
+
+    def __call__(self, x: Value, step: AttentionInputs, layer: int) -> Value:
+        """Append the attention of one layer: `[rows, H]` to `[rows, H]`."""
+        q, k, v = self._project(x)
+        q = self._rotate(q, step.angles, self.num_heads)
+        k = self._rotate(k, step.angles, self.num_kv_heads)
+        ops.kv_store(
+            k,
+            v,
+            step.row_offsets,
+            step.cache,
+            layer=layer,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+        )
+        mixed = ops.paged_attention(
+            q,
+            step.row_offsets,
+            step.cache,
+            layer=layer,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            scale=self.multiplier,
+            window=self.window,
+        )
+        return self.output(mixed)
+
+    def _project(self, x: Value) -> tuple[Value, Value, Value]:
+        if isinstance(self.qkv, Linear):
+            width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+            stacked = self._clip(self.qkv(x))
+            return (
+                ops.slice_columns(stacked, 0, width),
+                ops.slice_columns(stacked, width, width + kv_width),
+                ops.slice_columns(stacked, width + kv_width, width + 2 * kv_width),
+            )
+        q, k, v = (self._clip(projection(x)) for projection in self.qkv)
+        return q, k, v
+
+    def _rotate(self, x: Value, angles: Value, num_heads: int) -> Value:
+        sizes = {"num_heads": num_heads, "head_dim": self.head_dim, "rot_dim": self.rot_dim}
+        return ops.rope(x, angles, interleaved=self.is_interleaved, **sizes)
+
+    def _clip(self, x: Value) -> Value:
+        return x if self.clip is None else ops.clamp(x, self.clip)

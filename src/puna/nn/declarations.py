@@ -1,0 +1,76 @@
+"""Weights of a graph, declared after what a checkpoint holds and checked against what the model needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from puna.dtype import DType
+from puna.errors import UnsupportedModelError, WeightsError
+from puna.graph import Weight
+
+if TYPE_CHECKING:
+    from puna.graph.weights.weight_data import WeightData
+
+__all__ = ["WeightDeclarations"]
+
+_PLAIN_TYPES: Final = (DType.float32, DType.float16, DType.bfloat16)
+
+
+@dataclass(frozen=True)
+class WeightDeclarations:
+    """Declares weights by name; each is looked up so that its storage type and encoding are the checkpoint's own.
+
+    Attributes:
+        weights: The checkpoint, by internal name.
+        prefix: Put before a name to look it up.
+        is_relative: The declared names leave the prefix out, as in a subgraph that is called with it.
+    """
+
+    weights: Mapping[str, WeightData]
+    prefix: str = ""
+    is_relative: bool = False
+
+    def scoped(self, prefix: str, *, is_relative: bool = False) -> WeightDeclarations:
+        """Declarations of the weights below `prefix`."""
+        return WeightDeclarations(self.weights, self.prefix + prefix, is_relative or self.is_relative)
+
+    def matrix(self, name: str, rows: int, columns: int) -> Weight:
+        """A matrix `[rows, columns]` of plain numbers or of blocks.
+
+        Raises:
+            WeightsError: it is missing or has another shape.
+            UnsupportedModelError: it is stored in a way that products cannot read.
+        """
+        return self._declare(name, (rows, columns), allows_blocks=True)
+
+    def vector(self, name: str, size: int) -> Weight:
+        """A vector `[size]` of plain numbers.
+
+        Raises:
+            WeightsError: it is missing or has another shape.
+            UnsupportedModelError: its numbers are not float32, float16 or bfloat16.
+        """
+        return self._declare(name, (size,), allows_blocks=False)
+
+    def formats(self) -> tuple[tuple[str, str], ...]:
+        """Names below the prefix with their storage formats, sorted: equal for layers that can share a subgraph."""
+        found = (name for name in self.weights if name.startswith(self.prefix))
+        return tuple(sorted((name[len(self.prefix) :], self.weights[name].format) for name in found))
+
+    def _declare(self, name: str, shape: tuple[int, ...], *, allows_blocks: bool) -> Weight:
+        full = self.prefix + name
+        data = self.weights.get(full)
+        if data is None:
+            raise WeightsError("is missing from the checkpoint", tensor=full)
+        if tuple(data.shape) != shape:
+            raise WeightsError(f"has shape {list(data.shape)}, the model needs {list(shape)}", tensor=full)
+        encoding = data.quantization_encoding
+        if encoding is None:
+            if data.dtype not in _PLAIN_TYPES:
+                supported = ", ".join(map(str, _PLAIN_TYPES))
+                raise UnsupportedModelError(f"dtype of {full}", str(data.dtype), supported=supported)
+        elif not (allows_blocks and encoding.is_gguf):
+            raise UnsupportedModelError(f"encoding of {full}", str(encoding))
+        return Weight(name if self.is_relative else full, data.dtype, shape, quantization_encoding=encoding)
