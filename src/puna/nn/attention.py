@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from puna.graph import Value, ops
 from puna.graph.ops import KVCacheValues
+from puna.nn.declarations import WeightDeclarations
 from puna.nn.linear import Linear
+
+if TYPE_CHECKING:
+    from puna.nn.transformer import DecoderSpec
 
 __all__ = ["Attention", "AttentionInputs"]
 
@@ -54,6 +58,32 @@ class Attention:
     multiplier: float
     clip: float | None = None
     window: int | None = None
+
+    @classmethod
+    def declare(cls, spec: DecoderSpec, weights: WeightDeclarations, layer: int) -> Attention:
+        """The module for the weights of one layer's attention; `weights` is scoped to them."""
+        width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+
+        def project(name: str, size: int) -> Linear:
+            return Linear.declare(weights, name, size, spec.hidden_size, has_bias=spec.attention_bias)
+
+        qkv: Linear | tuple[Linear, Linear, Linear]
+        if spec.stacked_qkv:
+            qkv = project("qkv_proj", width + 2 * kv_width)
+        else:
+            qkv = (project("q_proj", width), project("k_proj", kv_width), project("v_proj", kv_width))
+        return cls(
+            qkv=qkv,
+            output=Linear.declare(weights, "o_proj", spec.hidden_size, width, has_bias=spec.attention_output_bias),
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            rot_dim=spec.rope.rot_dim,
+            is_interleaved=spec.interleaved_rope,
+            multiplier=spec.attention_scale,
+            clip=spec.clip_qkv,
+            window=spec.window_of(layer),
+        )
 
     def __call__(self, x: Value, step: AttentionInputs, layer: int) -> Value:
         """Append the attention of one layer: `[rows, H]` to `[rows, H]`."""

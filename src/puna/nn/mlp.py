@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from puna.graph import Value, ops
+from puna.nn.declarations import WeightDeclarations
 from puna.nn.linear import Linear
+
+if TYPE_CHECKING:
+    from puna.nn.transformer import DecoderSpec
 
 __all__ = ["MLP"]
 
@@ -23,6 +28,21 @@ class MLP:
     gate_up: Linear | tuple[Linear, Linear]
     down: Linear
     intermediate_size: int
+
+    @classmethod
+    def declare(cls, spec: DecoderSpec, weights: WeightDeclarations) -> MLP:
+        """The module for the weights of one layer's MLP; `weights` is scoped to them."""
+        size, hidden = spec.intermediate_size, spec.hidden_size
+
+        def project(name: str, out_features: int, in_features: int) -> Linear:
+            return Linear.declare(weights, name, out_features, in_features, has_bias=spec.mlp_bias)
+
+        gate_up: Linear | tuple[Linear, Linear]
+        if spec.stacked_mlp:
+            gate_up = project("gate_up_proj", 2 * size, hidden)
+        else:
+            gate_up = (project("gate_proj", size, hidden), project("up_proj", size, hidden))
+        return cls(gate_up, project("down_proj", hidden, size), size)
 
     def __call__(self, x: Value) -> Value:
         """Append the MLP: `[rows, H]` to `[rows, H]`."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from puna.graph import Value, Weight, ops
+from puna.nn.declarations import WeightDeclarations
 
-__all__ = ["LayerNorm", "Norm", "RMSNorm"]
+if TYPE_CHECKING:
+    from puna.nn.transformer import DecoderSpec
+
+__all__ = ["LayerNorm", "Norm", "RMSNorm", "declare_norm"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,14 @@ class LayerNorm:
 
 
 Norm: TypeAlias = RMSNorm | LayerNorm
+
+
+def declare_norm(spec: DecoderSpec, weights: WeightDeclarations, name: str) -> Norm:
+    """The norm that the decoder uses, with the weights that it has."""
+    is_rms = spec.norm_method == "rms_norm"
+    has_weight = is_rms if spec.norm_has_weight is None else spec.norm_has_weight
+    weight = weights.vector(f"{name}.weight", spec.hidden_size) if has_weight else None
+    if is_rms:
+        return RMSNorm(weight, spec.norm_eps)
+    bias = weights.vector(f"{name}.bias", spec.hidden_size) if spec.norm_has_bias else None
+    return LayerNorm(weight, bias, spec.norm_eps)

@@ -1,64 +1,178 @@
-"""The decoder: blocks, the tail that makes logits, and the graph of a whole model."""
+"""The decoder: the record of every knob that Llama-shaped families turn, and the graph that follows from it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
 
 from puna.dtype import DType
+from puna.errors import UnsupportedModelError
 from puna.graph import BATCH_SIZE, TOTAL_SEQ_LEN, Graph, TensorType, Value, ops
 from puna.graph.ops import KVCacheValues
-from puna.nn.attention import Attention, AttentionInputs
+from puna.nn.attention import AttentionInputs
 from puna.nn.declarations import WeightDeclarations
-from puna.nn.decoder_spec import DecoderSpec, ReturnHiddenStates, ReturnLogits, default_hidden_state_layers
 from puna.nn.embedding import Embedding
 from puna.nn.linear import Linear
-from puna.nn.mlp import MLP
-from puna.nn.norm import LayerNorm, Norm, RMSNorm
+from puna.nn.norm import declare_norm
+from puna.nn.rotary_embedding import RotaryEmbedding
+from puna.nn.transformer_block import TransformerBlock
 
 if TYPE_CHECKING:
     from puna.graph.weights.weight_data import WeightData
+    from puna.nn.kv_cache import KVCacheParams
 
 __all__ = [
     "DecoderSpec",
     "ReturnHiddenStates",
     "ReturnLogits",
     "Transformer",
-    "TransformerBlock",
     "build_decoder_graph",
     "default_hidden_state_layers",
 ]
 
 
-@dataclass(frozen=True)
-class TransformerBlock:
-    """`h = h + m * attention(norm_1(h)); h = h + m * mlp(norm_2(h))` with m the residual multiplier."""
+class ReturnLogits(StrEnum):
+    """Which logits a step returns: each request's last row, also its last n rows (`VARIABLE`), or also all rows."""
 
-    attention_norm: Norm
-    attention: Attention
-    mlp_norm: Norm
-    mlp: MLP
+    LAST_TOKEN = "last_token"
+    VARIABLE = "variable"
+    ALL = "all"
+
+
+class ReturnHiddenStates(StrEnum):
+    """Which hidden states a step returns besides logits (float32; `B` requests, `T` tokens, `H` hidden size).
+
+    `LAST` and `LAST_PER_DEVICE`: `[B, H]`, the last row of each request before the final norm. `ALL`: `[T, H]` before
+    the final norm. `ALL_NORMALIZED`: `[T, H]` after it. `EAGLE3`: `[T, n * H]`, the outputs of n chosen layers side by
+    side in increasing order of layers.
+    """
+
+    NONE = "none"
+    LAST = "last"
+    ALL_NORMALIZED = "all_normalized"
+    ALL = "all"
+    LAST_PER_DEVICE = "last_per_device"
+    EAGLE3 = "eagle3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSpec:
+    """Every number and switch of a Llama-shaped decoder: a family is a value of this record.
+
+    Attributes:
+        vocab_size: Rows of the embedding and of the output matrix.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the gated MLP.
+        num_layers: How many blocks.
+        num_heads: Query heads; a multiple of `num_kv_heads`.
+        num_kv_heads: Key and value heads.
+        head_dim: Size of a head; need not be `hidden_size / num_heads`.
+        norm_method: `rms_norm` or `layer_norm`.
+        norm_eps: Added to the mean square (or variance) before the square root.
+        attention_bias: Biases on Q, K and V.
+        attention_output_bias: Bias on the attention's output projection.
+        mlp_bias: Biases on the three products of the MLP.
+        stacked_qkv: Q, K, V are one matrix `self_attn.qkv_proj`, rows in that order.
+        stacked_mlp: Gate and up are one matrix `mlp.gate_up_proj`, gate first.
+        clip_qkv: Q, K, V are clamped to plus or minus this after their product (and bias); None: not at all.
+        attention_multiplier: The whole factor on q·k; None: `head_dim ** -0.5`.
+        embedding_multiplier: Factor on the embedding, before the first layer.
+        residual_multiplier: Factor on each branch before it is added to the residual stream.
+        logits_scaling: What logits are divided by.
+        tie_word_embeddings: The output matrix is the embedding.
+        sliding_window: A query at p sees the positions p - window + 1 to p; None: all.
+        sliding_window_layers: The layers that `sliding_window` applies to; None: every layer.
+        rope: The rotary embedding.
+        interleaved_rope: Pairs are elements 2j and 2j+1 (as Llama's GGUF files store them), not j and j + rot_dim/2.
+        return_logits: Which logits a step returns.
+        return_hidden_states: Which hidden states a step returns.
+        hidden_state_layers: The layers of `EAGLE3`; None: `default_hidden_state_layers(num_layers)`.
+        use_subgraphs: Layers of equal shape and formats are built once and called; same results either way.
+        kv_params: Sizes and element type of the KV cache.
+        norm_has_weight: Norms have a weight; None: `rms_norm` has, `layer_norm` has not.
+        norm_has_bias: Norms have a bias (`layer_norm` only).
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: RotaryEmbedding
+    kv_params: KVCacheParams
+    norm_method: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    stacked_qkv: bool = False
+    stacked_mlp: bool = False
+    clip_qkv: float | None = None
+    attention_multiplier: float | None = None
+    embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
+    tie_word_embeddings: bool = False
+    sliding_window: int | None = None
+    sliding_window_layers: frozenset[int] | None = None
+    interleaved_rope: bool = False
+    return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN
+    return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE
+    hidden_state_layers: tuple[int, ...] | None = None
+    use_subgraphs: bool = True
+    norm_has_weight: bool | None = None
+    norm_has_bias: bool = False
 
-    @classmethod
-    def declare(cls, spec: DecoderSpec, weights: WeightDeclarations, layer: int) -> TransformerBlock:
-        """The module for the weights of one layer; `weights` is scoped to them."""
-        return cls(
-            _declare_norm(spec, weights, "input_layernorm"),
-            _declare_attention(spec, weights.scoped("self_attn."), layer),
-            _declare_norm(spec, weights, "post_attention_layernorm"),
-            _declare_mlp(spec, weights.scoped("mlp.")),
-            spec.residual_multiplier,
-        )
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.num_heads % self.num_kv_heads == 0, "num_heads", self.num_heads, f"{self.num_kv_heads} times n")
+        _require(self.rope.head_dim == self.head_dim, "rope.head_dim", self.rope.head_dim, str(self.head_dim))
+        _require(math.isfinite(self.norm_eps) and self.norm_eps >= 0, "norm_eps", self.norm_eps, "at least 0")
+        _require(self.norm_method in ("rms_norm", "layer_norm"), "norm_method", self.norm_method, "one of the two")
+        if self.norm_has_bias:
+            _require(self.norm_method == "layer_norm", "norm_has_bias", True, "only with norm_method = layer_norm")
+        for name in ("clip_qkv", "attention_multiplier", "sliding_window", "logits_scaling"):
+            value = getattr(self, name)
+            _require(value is None or (math.isfinite(value) and value > 0), name, value, "more than 0, or None")
+        for name in ("embedding_multiplier", "residual_multiplier"):
+            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
+        for name in ("sliding_window_layers", "hidden_state_layers"):
+            layers = getattr(self, name) or ()
+            _require(all(0 <= i < self.num_layers for i in layers), name, layers, f"layers of 0..{self.num_layers - 1}")
+        self._check_cache()
 
-    def __call__(self, h: Value, step: AttentionInputs, layer: int) -> Value:
-        """Append the block: `[rows, H]` to `[rows, H]`."""
-        h = self._residual(h, self.attention(self.attention_norm(h), step, layer))
-        return self._residual(h, self.mlp(self.mlp_norm(h)))
+    @property
+    def attention_scale(self) -> float:
+        """The whole factor on q·k."""
+        return self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
-    def _residual(self, h: Value, branch: Value) -> Value:
-        return ops.add(h, branch if self.residual_multiplier == 1 else ops.scale(branch, self.residual_multiplier))
+    @property
+    def selected_layers(self) -> tuple[int, ...]:
+        """The layers whose outputs `EAGLE3` returns, ascending."""
+        chosen = self.hidden_state_layers
+        return default_hidden_state_layers(self.num_layers) if chosen is None else tuple(sorted(set(chosen)))
+
+    def window_of(self, layer: int) -> int | None:
+        """The sliding window of one layer, or None."""
+        applies = self.sliding_window_layers is None or layer in self.sliding_window_layers
+        return self.sliding_window if applies else None
+
+    def _check_cache(self) -> None:
+        cache = self.kv_params
+        if cache.n_devices != 1:
+            raise UnsupportedModelError("devices", cache.n_devices, supported="one device (no tensor parallelism)")
+        for name, got, expected in (
+            ("kv_params.n_kv_heads", cache.n_kv_heads, self.num_kv_heads),
+            ("kv_params.head_dim", cache.head_dim, self.head_dim),
+            ("kv_params.num_layers", cache.num_layers, self.num_layers),
+        ):
+            _require(got == expected, name, got, str(expected))
 
 
 class Transformer:
@@ -79,7 +193,7 @@ class Transformer:
         self.embedding = Embedding.declare(
             self.weights, "embed_tokens", spec.vocab_size, spec.hidden_size, spec.embedding_multiplier
         )
-        self.norm = _declare_norm(spec, self.weights, "norm")
+        self.norm = declare_norm(spec, self.weights, "norm")
         self.lm_head = (
             Linear(self.embedding.weight)
             if spec.tie_word_embeddings
@@ -156,55 +270,6 @@ class Transformer:
                 return ops.concat_columns(*(layers[layer] for layer in self.spec.selected_layers))
 
 
-def _declare_norm(spec: DecoderSpec, weights: WeightDeclarations, name: str) -> Norm:
-    """The norm that the decoder uses, with the weights that it has."""
-    is_rms = spec.norm_method == "rms_norm"
-    has_weight = is_rms if spec.norm_has_weight is None else spec.norm_has_weight
-    weight = weights.vector(f"{name}.weight", spec.hidden_size) if has_weight else None
-    if is_rms:
-        return RMSNorm(weight, spec.norm_eps)
-    bias = weights.vector(f"{name}.bias", spec.hidden_size) if spec.norm_has_bias else None
-    return LayerNorm(weight, bias, spec.norm_eps)
-
-
-def _declare_attention(spec: DecoderSpec, weights: WeightDeclarations, layer: int) -> Attention:
-    width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-
-    def project(name: str, size: int) -> Linear:
-        return Linear.declare(weights, name, size, spec.hidden_size, has_bias=spec.attention_bias)
-
-    stacked = spec.stacked_qkv
-    return Attention(
-        qkv=project("qkv_proj", width + 2 * kv_width)
-        if stacked
-        else (project("q_proj", width), project("k_proj", kv_width), project("v_proj", kv_width)),
-        output=Linear.declare(weights, "o_proj", spec.hidden_size, width, has_bias=spec.attention_output_bias),
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        rot_dim=spec.rope.rot_dim,
-        is_interleaved=spec.interleaved_rope,
-        multiplier=spec.attention_scale,
-        clip=spec.clip_qkv,
-        window=spec.window_of(layer),
-    )
-
-
-def _declare_mlp(spec: DecoderSpec, weights: WeightDeclarations) -> MLP:
-    size = spec.intermediate_size
-
-    def project(name: str, out_features: int, in_features: int) -> Linear:
-        return Linear.declare(weights, name, out_features, in_features, has_bias=spec.mlp_bias)
-
-    return MLP(
-        gate_up=project("gate_up_proj", 2 * size, spec.hidden_size)
-        if spec.stacked_mlp
-        else (project("gate_proj", size, spec.hidden_size), project("up_proj", size, spec.hidden_size)),
-        down=project("down_proj", spec.hidden_size, size),
-        intermediate_size=size,
-    )
-
-
 def build_decoder_graph(spec: DecoderSpec, weights: Mapping[str, WeightData]) -> Graph:
     """The graph of a decoder.
 
@@ -254,3 +319,17 @@ def _known_but_unused(spec: DecoderSpec) -> set[str]:
     names = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
     names |= {f"layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(spec.num_layers)}
     return names | {"lm_head.weight"} if spec.tie_word_embeddings else names
+
+
+def default_hidden_state_layers(num_layers: int) -> tuple[int, ...]:
+    """The layers whose outputs an EAGLE-3 draft reads: those before layers 2, `num_layers / 2` and `num_layers - 3`.
+
+    Source: Li et al. 2025 (EAGLE-3). In a model of few layers the same layer may be meant twice; it is returned once.
+    """
+    before = (2, num_layers // 2, num_layers - 3)
+    return tuple(sorted({min(max(layer - 1, 0), num_layers - 1) for layer in before}))
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} of the decoder is {value!r}, expected {expected}")
