@@ -1,8 +1,8 @@
 """The one error hierarchy.
 
-Each class holds the facts as fields and builds its own sentence from them: what failed, the value that was met, what was
-expected, what to do. `exit_code` is what the command line ends with, `http_status` what a server answers (None: never
-sent to a client).
+Each class holds the facts as fields and builds its own sentence from them: what failed, the value that was met, what
+was expected, what to do. `exit_code` is what the command line ends with, `http_status` what a server answers (None:
+never sent to a client).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class PunaError(Exception):
 
 
 class InvalidRequestError(PunaError, ValueError):
-    """A request asks for something that cannot be served: a sampling value, an unknown field, a prompt that is too long."""
+    """A request asks for something that cannot be served: a sampling value, an unknown field, too long a prompt."""
 
     exit_code = 2
     http_status = 400
@@ -61,7 +61,9 @@ class UnsupportedModelError(PunaError, ValueError):
     exit_code = 3
     http_status = None
 
-    def __init__(self, key: str, value: object, *, file: str | Path | None = None, supported: str | None = None) -> None:
+    def __init__(
+        self, key: str, value: object, *, file: str | Path | None = None, supported: str | None = None
+    ) -> None:
         self.key = key
         self.value = value
         self.file = str(file) if file is not None else None
@@ -86,6 +88,18 @@ class WeightsError(PunaError, ValueError):
         where += [f"{tensor!r}"] if tensor is not None else []
         where += [f"byte {offset}"] if offset is not None else []
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
+
+
+class MissingWeightError(WeightsError, KeyError):
+    """A checkpoint has no tensor of this name; `closest` is the most similar one that it has."""
+
+    def __init__(self, name: str, *, closest: str | None = None, file: str | Path | None = None) -> None:
+        self.closest = closest
+        hint = f"; the closest name is {closest!r}" if closest else ""
+        super().__init__(f"there is no tensor of this name{hint}", file=file, tensor=name)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ShapeError(PunaError, ValueError):

@@ -1,1 +1,21 @@
-"""Weight files: safetensors and GGUF, read without copying."""
+"""Reading checkpoints: safetensors and GGUF files, their tensors by name, without copying them."""
+
+from puna.graph.weights.gguf import GGUFWeights
+from puna.graph.weights.gguf_metadata import StringList
+from puna.graph.weights.load import WeightsFormat, find_weight_files, load_weights, weights_format
+from puna.graph.weights.safetensors import SafetensorWeights
+from puna.graph.weights.weight_data import WeightData
+from puna.graph.weights.weights import Weights, WeightsAdapter
+
+__all__ = [
+    "GGUFWeights",
+    "SafetensorWeights",
+    "StringList",
+    "WeightData",
+    "Weights",
+    "WeightsAdapter",
+    "WeightsFormat",
+    "find_weight_files",
+    "load_weights",
+    "weights_format",
+]

@@ -1,0 +1,69 @@
+"""A weight file in memory, without reading it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from puna.errors import WeightsError
+
+__all__ = ["PICKLE_SUFFIXES", "MappedWeights"]
+
+PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class MappedWeights:
+    """The bytes of one regular file, read only and zero-copy. They stay valid as long as this object or a view of it
+    lives.
+
+    A file may be cut by another process while it is mapped. Its missing pages then read as zeros and the mapping is
+    marked as damaged; `check` turns that into an error, so whoever has read data calls it before using what was read.
+
+    Args:
+        path: the file.
+
+    Raises:
+        WeightsError: the file is missing, cannot be read, is empty, is no regular file, or is a pickle by its name.
+    """
+
+    __slots__ = ("_map", "array", "data", "path", "size")
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.suffix.lower() in PICKLE_SUFFIXES:
+            raise WeightsError(
+                f"{self.path.suffix} files are pickles, which can run code when they are opened, and are never read; "
+                "use safetensors or GGUF",
+                file=self.path,
+            )
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise WeightsError(f"cannot be opened: {error.strerror}", file=self.path) from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise WeightsError("is not a regular file", file=self.path)
+            if status.st_size == 0:
+                raise WeightsError("is empty", file=self.path)
+            self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+        self.size: Final[int] = len(self._map)
+        self.array: Final[np.ndarray[Any, np.dtype[np.uint8]]] = np.frombuffer(self._map, np.uint8)
+        self.data: Final = memoryview(self._map)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a page was missing when it was read, because the file became shorter."""
+        return False
+
+    def check(self, tensor: str | None = None) -> None:
+        """Raises WeightsError if the file became shorter while it was being read."""
+        if self.damaged:
+            raise WeightsError("the file was cut or changed while it was being read", file=self.path, tensor=tensor)
