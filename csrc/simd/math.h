@@ -1,0 +1,58 @@
+// Functions of the vocabulary that are written once, on the operations of the variant's own header.
+#pragma once
+
+namespace puna::PUNA_NS {
+
+// e**x, within 1 ulp of the exact value (0.99 measured over every float32).
+//
+// x = n·ln2 + r with |r| <= ln2/2, e**r = 1 + r + r²·P(r) with a degree 5 minimax P, times 2**n in two exact steps.
+// Below ln(2**-126) the result is 0, whether or not subnormals are flushed; above ln(FLT_MAX) it is infinity; NaN
+// stays NaN.
+PUNA_INLINE f32x16 exp(f32x16 x) {
+  const f32x16 smallest = set1(-87.33654f);
+  const f32x16 clamped = min(set1(89.0f), max(set1(-88.0f), x));
+  // Adding 1.5·2**23 leaves round-to-nearest-even(x/ln2) in the low bits of the sum.
+  const f32x16 magic = set1(12582912.0f);
+  const f32x16 sum = fma(clamped, set1(1.44269504f), magic);
+  const f32x16 n = sub(sum, magic);
+  f32x16 r = fma(n, set1(-0x1.62e4p-1f), clamped);
+  r = fma(n, set1(-0x1.7f7d1cp-20f), r);
+  f32x16 p = set1(0x1.9f085cp-13f);
+  p = fma(p, r, set1(0x1.6d8d52p-10f));
+  p = fma(p, r, set1(0x1.111272p-7f));
+  p = fma(p, r, set1(0x1.55548ep-5f));
+  p = fma(p, r, set1(0x1.555554p-3f));
+  p = fma(p, r, set1(0.5f));
+  p = fma(mul(r, r), p, r);
+  p = add(p, set1(1.0f));
+  const i32x16 exponent = sub_i32(as_i32(sum), as_i32(magic));
+  const i32x16 half = sra_i32<1>(exponent);
+  const i32x16 bias = set1_i32(127);
+  const f32x16 low = as_f32(shl_i32<23>(add_i32(half, bias)));
+  const f32x16 high = as_f32(shl_i32<23>(add_i32(sub_i32(exponent, half), bias)));
+  return select_lt(x, smallest, zero(), mul(mul(p, low), high));
+}
+
+// The first n <= 16 halves or bfloat16 at p as floats, the other lanes 0.
+PUNA_INLINE f32x16 load_f16_n(const uint16_t* p, int n) {
+  uint16_t lanes[16] = {};
+  memcpy(lanes, p, static_cast<size_t>(n) * 2);
+  return load_f16(lanes);
+}
+PUNA_INLINE f32x16 load_bf16_n(const uint16_t* p, int n) {
+  uint16_t lanes[16] = {};
+  memcpy(lanes, p, static_cast<size_t>(n) * 2);
+  return load_bf16(lanes);
+}
+PUNA_INLINE void store_f16_n(uint16_t* p, f32x16 v, int n) {
+  uint16_t lanes[16];
+  store_f16(lanes, v);
+  memcpy(p, lanes, static_cast<size_t>(n) * 2);
+}
+PUNA_INLINE void store_bf16_n(uint16_t* p, f32x16 v, int n) {
+  uint16_t lanes[16];
+  store_bf16(lanes, v);
+  memcpy(p, lanes, static_cast<size_t>(n) * 2);
+}
+
+}  // namespace puna::PUNA_NS
