@@ -1,7 +1,8 @@
 """Finding, fetching and removing model files by name.
 
 A model is named by a `.gguf` file (any size of split set, by its first file), a directory in Hugging Face layout,
-`org/name` or `org/name:TAG` on the hub, or `smollm2`, the default. Nothing here opens a weight file: it answers with paths.
+`org/name` or `org/name:TAG` on the hub, or `smollm2`, the default. Nothing here opens a weight file: it answers with
+paths.
 """
 
 from puna.models.files import ModelFiles

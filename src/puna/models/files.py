@@ -198,7 +198,9 @@ def in_directory(name: str, directory: Path) -> ModelFiles:
         raise ModelNotFoundError(name, "the directory has several GGUF models; name one", choices=choices)
     pickles = [item for item in names if item.endswith(_PICKLES)]
     if pickles:
-        raise UnsupportedModelError("weights file", pickles[0], file=directory, supported=".safetensors and .gguf files")
+        raise UnsupportedModelError(
+            "weights file", pickles[0], file=directory, supported=".safetensors and .gguf files"
+        )
     if any(item.endswith(".safetensors") for item in names):
         reason = "it has no config.json" if not has_config else "it has several safetensors files and no index"
         raise ModelNotFoundError(name, reason)

