@@ -1,5 +1,4 @@
 """The loop over a model without weights: batched, chunked, cached or preempted, the tokens agree."""
-agree."""
 
 from __future__ import annotations
 
