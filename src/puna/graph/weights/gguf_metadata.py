@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, overload
 
@@ -47,6 +46,7 @@ _SCALARS: Final = MappingProxyType({
 _LIST_DTYPES: Final = MappingProxyType({
     kind: np.dtype(scalar.format).newbyteorder("=") for kind, scalar in _SCALARS.items()
 })
+_SEPARATOR: Final = "\0" * 8
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 
@@ -140,18 +140,19 @@ class StringList(Sequence[str]):
         Raises:
             WeightsError: one of them is not UTF-8, or the file became shorter.
         """
-        starts = self._starts
-        origin = starts[0]
-        raw = bytes(self._file.data[origin : starts[-1]])
-        begins = [start - origin + 8 for start in starts]
-        try:
-            texts = [raw[begin : end - 8].decode() for begin, end in pairwise(begins)]
-        except UnicodeDecodeError:
-            for number in range(len(self)):
-                self._decode(number)  # fails at the first bad one, by name
-            raise  # unreachable unless the file changed between the two reads
-        self._file.check(self._key)
-        return texts
+        starts, file = self._starts, self._file
+        raw = file.array[starts[0] : starts[-1]].copy()
+        # Zeros in place of each length make separators, and one decoding serves all strings, unless one holds a zero.
+        lengths = np.frombuffer(starts, np.int64)[:-1, None] - starts[0] + np.arange(8)
+        raw[lengths] = 0
+        if np.count_nonzero(raw == 0) == lengths.size:
+            try:
+                return raw.tobytes().decode().split(_SEPARATOR)[1:]
+            except UnicodeDecodeError:
+                pass  # the string to blame is found below
+            finally:
+                file.check(self._key)
+        return [self._decode(number) for number in range(len(self))]
 
     def _decode(self, number: int) -> str:
         begin, end = self._starts[number] + 8, self._starts[number + 1]
@@ -255,13 +256,17 @@ class _Values:
         end = min(cursor.file.size, cursor.position + MAX_METADATA_BYTES)
         starts = array("q")
         position, note = cursor.position, starts.append
-        for number in range(count):
-            if position + 8 > end:
-                cursor.fail(f"string {number} of {count} begins after the end of the file or of what is read", name=key)
-            note(position)
-            position += 8 + unpack(data, position)[0]
+        try:
+            for _ in range(count):
+                note(position)
+                position += 8 + unpack(data, position)[0]
+        except (struct.error, OverflowError):  # a position outside the file
+            while len(starts) > 1 and starts[-1] > cursor.file.size - 8:
+                starts.pop()
+            message = f"the file ends in or after string {len(starts) - 1} of the {count}"
+            cursor.fail(message, name=key, at=starts[-1])
         if position > end:
-            message = f"the last of {count} strings goes on after the end of the file or of what is read"
+            message = f"the last of the {count} strings goes on after the end of the file or of what is read"
             cursor.fail(message, name=key, at=starts[-1])
         note(position)
         cursor.position = position

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, NoReturn
 
 from puna.errors import WeightsError
 from puna.graph.weights.gguf import GGUFWeights
@@ -19,6 +19,7 @@ __all__ = ["WeightsFormat", "find_weight_files", "load_weights", "weights_format
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_INDEX_BYTES: Final = 1 << 25
+_INDEX_SUFFIX: Final = ".safetensors.index.json"
 
 
 class WeightsFormat(StrEnum):
@@ -68,13 +69,25 @@ def load_weights(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     """
     files = _paths(paths)
     if len(files) == 1 and files[0].is_dir():
-        files = find_weight_files(files[0])
+        index = files[0] / INDEX_NAME
+        files = [index] if index.exists() else find_weight_files(files[0])
+    if len(files) == 1 and files[0].name.endswith(_INDEX_SUFFIX):
+        return _load_index(files[0])
     if weights_format(files) is WeightsFormat.safetensors:
         return SafetensorWeights(files)
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise WeightsError(f"one GGUF file is expected (of a split set the first), {len(files)} are named: {names}")
     return GGUFWeights(files[0])
+
+
+def _load_index(path: Path) -> SafetensorWeights:
+    places = read_index(path)
+    weights = SafetensorWeights(sorted(set(places.values())))
+    for tensor, file in places.items():
+        if not weights[tensor].exists():
+            raise WeightsError(f"the index promises it in {file.relative_to(path.parent)}", file=path, tensor=tensor)
+    return weights
 
 
 def find_weight_files(directory: str | os.PathLike[str]) -> list[Path]:
@@ -93,7 +106,7 @@ def find_weight_files(directory: str | os.PathLike[str]) -> list[Path]:
     except OSError as error:
         raise WeightsError(f"cannot be listed: {error.strerror}", file=folder) from error
     if INDEX_NAME in names:
-        return read_index(folder / INDEX_NAME)
+        return sorted(set(read_index(folder / INDEX_NAME).values()))
     if "model.safetensors" in names:
         return [_inside(folder, "model.safetensors", folder)]
     tensors = [name for name in names if name.lower().endswith(".safetensors")]
@@ -110,55 +123,59 @@ def find_weight_files(directory: str | os.PathLike[str]) -> list[Path]:
     raise WeightsError("has no .safetensors or .gguf file", file=folder)
 
 
-def read_index(path: Path) -> list[Path]:
-    """The files that a `*.safetensors.index.json` names, sorted, each checked to lie inside the index's directory.
+def read_index(path: Path) -> dict[str, Path]:
+    """The file of each tensor that a `*.safetensors.index.json` names, each checked to lie inside the index's
+    directory.
 
     Raises:
-        WeightsError: the index breaks its format, or a file is outside the directory.
+        WeightsError: the index breaks its format, or a file is missing or outside the directory.
     """
     file = MappedWeights(path)
     if file.size > MAX_INDEX_BYTES:
         raise WeightsError(f"has {file.size} bytes; an index of at most {MAX_INDEX_BYTES} is read", file=path)
     scan = JsonScanner(file.data, 0, file.size, path)
     shards: dict[str, Path] = {}
-    found = False
+    places: dict[str, Path] = {}
     for key in scan.members(16):
         if key != "weight_map":
             scan.skip()
             continue
-        found = True
         for tensor in scan.members(MAX_TENSORS):
             scan.peek()
             at = scan.position
             name = scan.string(4096)
             if name not in shards:
-                try:
-                    shards[name] = _inside(path.parent, name, path)
-                except WeightsError as error:
-                    scan.fail(str(error), tensor=tensor, at=at)
+                shards[name] = _inside(path.parent, name, path, tensor, at)
+            places[tensor] = shards[name]
     scan.finish()
     file.check()
-    if not found or not shards:
+    if not places:
         scan.fail("has no weight_map that names a file", at=0)
-    return [shards[name] for name in sorted(shards)]
+    return places
 
 
-def _inside(directory: Path, name: str, source: Path) -> Path:
-    """The file of this name in a directory, if it really is in there.
+def _inside(
+    directory: Path, name: str, source: Path, tensor: str | None = None, offset: int | None = None
+) -> Path:
+    """The file of this name in a directory, if it really is in there; errors are reported at a place in `source`.
 
     Links may not leave the directory either, with one exception: in the hub's cache, `snapshots/<revision>/` holds
     links to
     `blobs/<hash>` of the same repository, and a link that ends in that very folder is followed.
     """
+
+    def fail(message: str) -> NoReturn:
+        raise WeightsError(message, file=source, tensor=tensor, offset=offset)
+
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or name.startswith("/") or "\0" in name or "\\" in name:
-        raise WeightsError(f"{name!r} is not a file name inside the directory", file=source)
+        fail(f"{name!r} is not a file name inside the directory")
     path = directory / name
     try:
         root, target = directory.resolve(strict=True), path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
-        raise WeightsError(f"{name!r} is missing", file=source) from error
+    except (OSError, RuntimeError):  # a loop of links is a RuntimeError before Python 3.13
+        fail(f"{name!r} is missing")
     in_blobs = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
     if not target.is_relative_to(root) and not in_blobs:
-        raise WeightsError(f"{name!r} leads out of the directory, to {target}", file=source)
+        fail(f"{name!r} leads out of the directory, to {target}")
     return path

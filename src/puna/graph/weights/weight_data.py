@@ -135,7 +135,7 @@ class WeightData:
             WeightsError: the file became shorter while it was being read.
         """
         if self.quantization_encoding is None:
-            values = self.data.astype(np.float32, copy=False)
+            values = _converted(self.data, DType.float32)
         else:
             from puna import _native  # heavy, and needed by nobody who only looks at a file
 
@@ -155,7 +155,7 @@ class WeightData:
         if dtype is self.dtype:
             return self
         values = self.data if self.quantization_encoding is None else self.to_float32()
-        converted = values.astype(dtype.to_numpy(), copy=False)
+        converted = _converted(values, dtype)
         self.check()
         return WeightData(self.name, dtype, self.shape, None, converted)
 
@@ -196,6 +196,12 @@ class WeightData:
 
     def __repr__(self) -> str:
         return f"WeightData({self.name!r}, {self.format}, {list(self.shape)})"
+
+
+def _converted(values: Array, dtype: DType) -> Array:
+    # A value that the type cannot hold becomes its infinity or NaN; whether a model may have such is not decided here.
+    with np.errstate(all="ignore"):
+        return values.astype(dtype.to_numpy(), copy=False)
 
 
 @dataclass(frozen=True, slots=True)
