@@ -19,7 +19,9 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifndef PUNA_INLINE
 #define PUNA_INLINE static inline __attribute__((always_inline))
+#endif
 
 #if defined(PUNA_VARIANT_AMX)
 #define PUNA_NS amx

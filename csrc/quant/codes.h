@@ -1,0 +1,57 @@
+// How kernels read packed integer formats. Compiled once per variant.
+//
+// A format's `…Weights` struct describes one block of 32 k of sixteen rows to the kernels of csrc/ops/matmul_int.h:
+//   codes<I>(unit, block, p)   I = 0..7: the codes of k = 4·I .. 4·I+3, a byte each, of the rows of native vector p
+//   scale(unit, block, p)      what float(S) is multiplied with, S being the exact sum of (code - kZero)·a
+//   offset(unit, block, p)     (kHasOffset) what da·float(sum a) is multiplied with
+//   sub_scale<J>(…)            (kSubScales) the integer scale of k = 16·J .. 16·J+15; then S = s0·S0 + s1·S1
+// kMaxCode bounds the codes, for kernels that add products in 16 bits; signed codes lie in -128..127.
+#pragma once
+
+#include "../simd/simd.h"
+
+namespace puna::PUNA_NS {
+
+template <int MaxCode, int Zero>
+struct UnsignedCodes {
+  static constexpr int kMaxCode = MaxCode, kZero = Zero;
+  static constexpr bool kSigned = false, kHasOffset = false, kSubScales = false;
+};
+struct SignedCodes {
+  static constexpr int kMaxCode = 255, kZero = 0;
+  static constexpr bool kSigned = true, kHasOffset = false, kSubScales = false;
+};
+
+inline constexpr int kPartBytes = 64 / kParts;
+
+PUNA_INLINE bvec part_of(const uint8_t* vector, int p) { return bload(vector + kPartBytes * p); }
+
+// Sixteen float16, one per row.
+PUNA_INLINE fvec halves(const uint8_t* row_values, int p) {
+  return nload_f16(reinterpret_cast<const uint16_t*>(row_values) + kNativeRows * p);
+}
+// Sixteen bytes, one per row, as floats.
+PUNA_INLINE fvec unsigned_bytes(const uint8_t* row_values, int p) { return nload_u8(row_values + kNativeRows * p); }
+PUNA_INLINE fvec signed_bytes(const uint8_t* row_values, int p) {
+  return nload_i8(reinterpret_cast<const int8_t*>(row_values) + kNativeRows * p);
+}
+
+// Code vector I of four nibble vectors: I < 4 the low nibbles, the high ones after.
+template <int I>
+PUNA_INLINE bvec nibbles(const uint8_t* vectors, int p) {
+  const bvec both = part_of(vectors + 64 * (I % 4), p);
+  if constexpr (I < 4) return band(both, bset1(0x0f));
+  else return band(bshr<4>(both), bset1(0x0f));
+}
+// Bit 4 of code vector I, from a vector whose byte j holds it in bit I.
+template <int I>
+PUNA_INLINE bvec fifth_bit(const uint8_t* vector, int p) {
+  return band(bshr<I - 4>(part_of(vector, p)), bset1(0x10));
+}
+// Bits 4 and 5 of code vector I, from the two vectors that hold them for I = 0..3 and 4..7, two bits each.
+template <int I>
+PUNA_INLINE bvec upper_two_bits(const uint8_t* vectors, int p) {
+  return band(bshr<2 * (I % 4) - 4>(part_of(vectors + 64 * (I / 4), p)), bset1(0x30));
+}
+
+}  // namespace puna::PUNA_NS
