@@ -1,0 +1,272 @@
+"""`Llama3Model`: loads a Llama-shaped checkpoint into a session and runs its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from puna.driver import Buffer, Device
+from puna.dtype import DType
+from puna.errors import InvalidRequestError, UnsupportedModelError
+from puna.graph import DeviceRef
+from puna.graph.weights import WeightData, Weights, WeightsAdapter
+from puna.nn.kv_cache import KVCacheInputs, KVCacheParams
+from puna.nn.rotary_embedding import RotaryEmbedding
+from puna.nn.transformer import ReturnHiddenStates, ReturnLogits, build_decoder_graph
+from puna.pipelines.architectures.llama3.batch import initial_inputs, next_inputs, with_request_lengths
+from puna.pipelines.architectures.llama3.inputs import Llama3Inputs, lora_call_order
+from puna.pipelines.architectures.llama3.model_config import Llama3Config
+from puna.pipelines.context import TextContext
+from puna.pipelines.lib import (
+    KVCacheConfig,
+    LogProbabilitiesMixin,
+    ModelInputs,
+    ModelOutputs,
+    PipelineConfig,
+    PipelineModelWithKVCache,
+)
+
+if TYPE_CHECKING:
+    from puna.engine import InferenceSession, Model
+
+__all__ = ["Llama3Model", "LlamaModelBase"]
+
+
+class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext]):
+    """Base Llama pipeline model implementation. A subclass sets `norm_method`.
+
+    Args:
+        pipeline_config: Everything that was configured.
+        session: Where the model is compiled.
+        devices: Where it runs; one.
+        kv_cache_config: Options of the KV cache.
+        weights: The checkpoint.
+        adapter: Renames its tensors to the graph's names; None: they have these names.
+        return_logits: Which rows of logits a step returns.
+        return_hidden_states: Which hidden states a step returns.
+
+    Raises:
+        ValueError: no configuration, or one that does not fit together; `max_batch_size` is not resolved.
+        UnsupportedModelError: something that is carried but not run: several devices, replicas, adapters.
+        WeightsError: a weight is missing, unexpected, or of another shape.
+        TypeError: the class sets no `norm_method`.
+    """
+
+    model: Model
+    """Compiled and initialized model ready for inference."""
+
+    norm_method: Literal["rms_norm"] | Literal["layer_norm"]
+    """Normalization layer."""
+
+    attention_bias: bool = False
+    """Whether to use attention bias."""
+
+    config_class: ClassVar[type[Llama3Config]] = Llama3Config
+    """The configuration that is made of the pipeline's."""
+
+    state_dict: dict[str, Any]
+    """Weights to load into the model: name -> array, the names and the memory that the compiled model was bound to."""
+
+    config: Llama3Config
+    """The configuration of the loaded model, finalized."""
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        session: InferenceSession,
+        devices: list[Device],
+        kv_cache_config: KVCacheConfig,
+        weights: Weights,
+        adapter: WeightsAdapter | None = None,
+        return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN,
+        return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE,
+    ) -> None:
+        if getattr(self, "norm_method", None) is None:
+            raise TypeError(f"{type(self).__name__} sets no norm_method and cannot be made; Llama3Model does")
+        super().__init__(
+            pipeline_config, session, devices, kv_cache_config, weights, adapter, return_logits, return_hidden_states
+        )
+        self.model = self.load_model(session)
+
+    @property
+    def rope(self) -> RotaryEmbedding:
+        """The rotary embedding: what tells the loop when a request's cached keys are of no use any more."""
+        return self._rope
+
+    @classmethod
+    def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
+        """Most tokens of a sequence, from the main model's options. As `Llama3Config.calculate_max_seq_len`."""
+        return cls.config_class.calculate_max_seq_len(pipeline_config, huggingface_config)
+
+    @classmethod
+    def get_kv_params(
+        cls,
+        huggingface_config: Any,
+        pipeline_config: PipelineConfig,
+        devices: list[DeviceRef],
+        kv_cache_config: KVCacheConfig,
+        cache_dtype: DType,
+    ) -> KVCacheParams:
+        """Sizes of the KV cache; needs no instance. As `Llama3Config.construct_kv_params`."""
+        return cls.config_class.construct_kv_params(
+            huggingface_config, pipeline_config, devices, kv_cache_config, cache_dtype
+        )
+
+    def load_model(self, session: InferenceSession) -> Model:
+        """Read the weights, finish the configuration, build the graph and compile it.
+
+        Raises:
+            As the class.
+        """
+        max_batch_size = self.pipeline_config.runtime.max_batch_size
+        if max_batch_size is None:
+            raise InvalidRequestError("is not resolved; call resolve() first", param="max_batch_size")
+        state_dict = self._read_weights()
+        config = self.config_class.initialize(self.pipeline_config)
+        config.finalize(
+            huggingface_config=self.huggingface_config,
+            state_dict=state_dict,
+            return_logits=self.return_logits,
+            return_hidden_states=self.return_hidden_states,
+            norm_method=self.norm_method,
+            attention_bias=self.attention_bias,
+        )
+        config.kv_params = self.kv_params
+        spec = config.decoder_spec()
+        graph = build_decoder_graph(spec, state_dict)
+        model = session.load(graph, weights_registry=state_dict)
+        self.config = config
+        self.state_dict = {name: state_dict[name].data for name in graph.weights}
+        self._rope = spec.rope
+        self._row_offsets = Buffer.from_numpy(np.arange(max_batch_size + 1, dtype=np.uint32))
+        return model
+
+    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
+        """Run one step. Keys and values of the new tokens are written into the pages.
+
+        Returns:
+            Logits, offsets and hidden states as the model's two modes say, float32 (see `ModelOutputs`).
+
+        Raises:
+            TypeError: the inputs are of another class.
+            ValueError: no KV inputs; more rows asked for than a request has; adapters set in part.
+            UnsupportedModelError: inputs that are carried but not run: adapters, splits, hidden states, signal buffers.
+        """
+        if not isinstance(model_inputs, Llama3Inputs):
+            raise TypeError(f"Llama3Inputs are needed, got {type(model_inputs).__name__}")
+        if model_inputs.kv_cache_inputs is None:
+            raise ValueError("kv_cache_inputs is None; a step needs the KV cache")
+        self._refuse_unsupported(model_inputs)
+        if self.return_logits is ReturnLogits.VARIABLE:
+            _check_return_n_logits(model_inputs)
+        return self._name_outputs(self.model.execute(*model_inputs.buffers))
+
+    def prepare_initial_token_inputs(
+        self,
+        replica_batches: Sequence[Sequence[TextContext]],
+        kv_cache_inputs: KVCacheInputs[Buffer, Buffer] | None = None,
+        return_n_logits: int = 1,
+    ) -> Llama3Inputs:
+        """Prepare the inputs for the first pass in multistep execution.
+
+        The arrays are fresh: inputs that were made earlier stay as they were. An empty batch gives offsets `[0]`.
+        Where rotary frequencies depend on a request's length, that length is put beside the KV inputs unless it is
+        there already.
+
+        Args:
+            replica_batches: One list of contexts per replica.
+            kv_cache_inputs: The page pool and who owns which pages.
+            return_n_logits: n of `ReturnLogits.VARIABLE`.
+
+        Raises:
+            ValueError: another number of lists than replicas, a request that is too long, or n below 1.
+        """
+        degree = self.pipeline_config.model.data_parallel_degree
+        if len(replica_batches) != degree:
+            raise ValueError(f"{len(replica_batches)} batches for {degree} replicas (data_parallel_degree)")
+        cache = with_request_lengths(kv_cache_inputs, replica_batches, self._rope)
+        return initial_inputs(replica_batches, cache, return_n_logits, self.signal_buffers, self.max_seq_len)
+
+    def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> Llama3Inputs:
+        """Prepare the inputs for the next token in multistep execution, without copies.
+
+        Everything but tokens, offsets and hidden states (None) is carried over. The cache lengths must have been
+        advanced before, with the previous inputs (`puna.nn.kv_cache.increment_cache_lengths`).
+
+        Args:
+            next_tokens: int64 `[B]`: the sampled tokens.
+            prev_model_inputs: The inputs of the step that ran.
+
+        Raises:
+            TypeError: the inputs are of another class.
+            ValueError: the batch is larger than `max_batch_size`, has adapters, or a request reaches the length where
+                its rotary frequencies change.
+        """
+        if not isinstance(prev_model_inputs, Llama3Inputs):
+            raise TypeError(f"Llama3Inputs are needed, got {type(prev_model_inputs).__name__}")
+        return next_inputs(next_tokens, prev_model_inputs, self._row_offsets, self._rope)
+
+    def _read_weights(self) -> dict[str, WeightData]:
+        """The tensors by the graph's names, converted where another float encoding was asked for."""
+        if self.adapter is not None:
+            state_dict = self.adapter(
+                dict(self.weights.items()),
+                huggingface_config=self.huggingface_config,
+                pipeline_config=self.pipeline_config,
+            )
+        else:
+            state_dict = {name: tensor.data() for name, tensor in self.weights.items()}
+        cast = self.pipeline_config.model.cast
+        if cast is None:
+            return state_dict
+        source, target = cast
+        return {
+            name: data.astype(target) if data.dtype is source and data.quantization_encoding is None else data
+            for name, data in state_dict.items()
+        }
+
+    def _refuse_unsupported(self, inputs: Llama3Inputs) -> None:
+        if inputs.stated_lora_fields:
+            lora_call_order(inputs)  # a partial set is an error of its own
+            raise UnsupportedModelError("lora_ids", "set", supported="no adapters")
+        if inputs.data_parallel_splits is not None:
+            raise UnsupportedModelError("data_parallel_splits", "set", supported="one replica")
+        if inputs.hidden_states is not None:
+            raise UnsupportedModelError("hidden_states", "set", supported="no draft models")
+        if inputs.signal_buffers:
+            raise UnsupportedModelError("signal_buffers", "set", supported="none, on one device")
+
+    def _name_outputs(self, outputs: list[Buffer]) -> ModelOutputs:
+        """The graph's outputs by name: the last rows first, then logits and offsets, then hidden states."""
+        has_rows = self.return_logits is not ReturnLogits.LAST_TOKEN
+        has_states = self.return_hidden_states is not ReturnHiddenStates.NONE
+        expected = 1 + 2 * has_rows + has_states
+        assert len(outputs) == expected, f"the graph returns {len(outputs)} outputs, {expected} are expected"
+        next_token_logits = outputs[0]
+        logits, offsets = (outputs[1], outputs[2]) if has_rows else (next_token_logits, None)
+        return ModelOutputs(
+            logits=logits,
+            next_token_logits=next_token_logits,
+            logit_offsets=offsets,
+            hidden_states=outputs[-1] if has_states else None,
+        )
+
+
+def _check_return_n_logits(inputs: Llama3Inputs) -> None:
+    """With more rows than a request has, its neighbour's rows would be read."""
+    wanted = int(inputs.return_n_logits.to_numpy()[0])
+    lengths = np.diff(inputs.input_row_offsets.to_numpy().astype(np.int64))
+    if wanted < 1 or (lengths.size and wanted > lengths.min()):
+        fewest = lengths.min() if lengths.size else 0
+        raise ValueError(f"return_n_logits is {wanted}; the shortest request of the step has {fewest} rows")
+
+
+class Llama3Model(LlamaModelBase):
+    """Llama 3 pipeline model implementation. The arguments are those of `LlamaModelBase`."""
+
+    norm_method: Literal["rms_norm"] | Literal["layer_norm"] = "rms_norm"
+    """Normalization layer."""
+
+    config_class: ClassVar[type[Llama3Config]] = Llama3Config
