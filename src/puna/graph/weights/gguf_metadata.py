@@ -25,6 +25,7 @@ MAX_KEYS: Final = 1 << 16
 MAX_KEY_BYTES: Final = 65_535
 MAX_METADATA_BYTES: Final = 1 << 27
 MAX_LISTS: Final = 1 << 16
+MAX_STRINGS: Final = 1 << 22
 MAX_DEPTH: Final = 4
 
 _BOOL: Final = 7
@@ -46,6 +47,7 @@ _SCALARS: Final = MappingProxyType({
 _LIST_DTYPES: Final = MappingProxyType({
     kind: np.dtype(scalar.format).newbyteorder("=") for kind, scalar in _SCALARS.items()
 })
+_CHUNK: Final = 1 << 14
 _SEPARATOR: Final = "\0" * 8
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
@@ -140,19 +142,24 @@ class StringList(Sequence[str]):
         Raises:
             WeightsError: one of them is not UTF-8, or the file became shorter.
         """
-        starts, file = self._starts, self._file
-        raw = file.array[starts[0] : starts[-1]].copy()
+        texts: list[str] = []
+        for begin in range(0, len(self), _CHUNK):
+            texts += self._decode_range(begin, min(begin + _CHUNK, len(self)))
+        self._file.check(self._key)
+        return texts
+
+    def _decode_range(self, begin: int, end: int) -> list[str]:
+        starts = np.frombuffer(self._starts, np.int64)[begin : end + 1]
+        raw = self._file.array[starts[0] : starts[-1]].copy()
         # Zeros in place of each length make separators, and one decoding serves all strings, unless one holds a zero.
-        lengths = np.frombuffer(starts, np.int64)[:-1, None] - starts[0] + np.arange(8)
+        lengths = starts[:-1, None] - starts[0] + np.arange(8)
         raw[lengths] = 0
         if np.count_nonzero(raw == 0) == lengths.size:
             try:
                 return raw.tobytes().decode().split(_SEPARATOR)[1:]
             except UnicodeDecodeError:
                 pass  # the string to blame is found below
-            finally:
-                file.check(self._key)
-        return [self._decode(number) for number in range(len(self))]
+        return [self._decode(number) for number in range(begin, end)]
 
     def _decode(self, number: int) -> str:
         begin, end = self._starts[number] + 8, self._starts[number + 1]
@@ -193,11 +200,12 @@ def read_metadata(cursor: Cursor, count: int) -> dict[str, Any]:
 
 
 class _Values:
-    """Reads values of every type, and counts the lists among them."""
+    """Reads values of every type, and counts lists and their strings."""
 
     def __init__(self, cursor: Cursor) -> None:
         self.cursor = cursor
         self.lists = 0
+        self.strings = 0
 
     def value(self, key: str) -> Any:
         at = self.cursor.position
@@ -234,7 +242,7 @@ class _Values:
         if dtype is not None:
             return self.numbers(key, kind, dtype, count)
         if kind == _STRING:
-            return self.strings(key, count)
+            return self.texts(key, count)
         return tuple(self.list(key, depth + 1) for _ in range(count))
 
     def numbers(self, key: str, kind: int, dtype: np.dtype[Any], count: int) -> np.ndarray[Any, Any]:
@@ -250,8 +258,11 @@ class _Values:
         cursor.position = end
         return values
 
-    def strings(self, key: str, count: int) -> StringList:
+    def texts(self, key: str, count: int) -> StringList:
         cursor = self.cursor
+        self.strings += count
+        if self.strings > MAX_STRINGS:
+            cursor.fail(f"there are more than {MAX_STRINGS} strings in lists", name=key)
         data, unpack = cursor.file.data, _U64.unpack_from
         end = min(cursor.file.size, cursor.position + MAX_METADATA_BYTES)
         starts = array("q")
