@@ -1,1 +1,20 @@
 """Model families, one folder each."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final
+
+from puna.pipelines.lib import PIPELINE_REGISTRY
+
+__all__ = ["register_all_models"]
+
+_FAMILIES: Final = ("llama3",)
+"""Folders of families; the `arch` module of each lists its `ARCHITECTURES`."""
+
+
+def register_all_models() -> None:
+    """Make every family known to the registry. Calling it again changes nothing."""
+    for family in _FAMILIES:
+        for architecture in import_module(f"{__name__}.{family}.arch").ARCHITECTURES:
+            PIPELINE_REGISTRY.register(architecture)
