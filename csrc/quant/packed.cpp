@@ -1,0 +1,73 @@
+#include "packed.h"
+
+#include <string.h>
+#include <sys/mman.h>
+
+#include <limits>
+#include <new>
+#include <vector>
+
+namespace puna {
+namespace {
+
+int64_t checked_product(int64_t a, int64_t b) {
+  int64_t product;
+  if (__builtin_mul_overflow(a, b, &product)) throw std::invalid_argument("the matrix is too large for this machine");
+  return product;
+}
+
+}  // namespace
+
+void PackedMatrix::Unmap::operator()(uint8_t* memory) const { munmap(memory, static_cast<size_t>(bytes)); }
+
+PackedMatrix::PackedMatrix(const Format& format, int64_t rows, int64_t cols, bool full_precision)
+    : format_(&format), kernel_(format.kernel), rows_(rows), cols_(cols) {
+  if (rows <= 0 || cols <= 0 || cols % format.block_elements != 0) {
+    throw std::invalid_argument("rows and columns must be positive, columns whole blocks of the format");
+  }
+  // An int32 sum of K products must not overflow where a kernel forms one; and offsets are computed in int64.
+  if (cols > std::numeric_limits<int32_t>::max() || rows > std::numeric_limits<int32_t>::max()) {
+    throw std::invalid_argument("more than 2**31-1 rows or columns");
+  }
+  const bool stored = format.unit_bytes == 0 || (full_precision && partner_of(format.kernel) == Partner::a8);
+  if (stored) {
+    kernel_ = Kernel::stored;
+    stride_ = checked_product(cols / format.block_elements, format.block_bytes);
+    bytes_ = checked_product(rows, stride_);
+  } else {
+    stride_ = checked_product((cols + format.unit_elements - 1) / format.unit_elements, format.unit_bytes);
+    bytes_ = checked_product(panels(), stride_);
+  }
+  // A mapping is zeroed, as packing wants it, touched first by the thread that packs, and fit for huge pages.
+  void* memory = mmap(nullptr, static_cast<size_t>(bytes_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  madvise(memory, static_cast<size_t>(bytes_), MADV_HUGEPAGE);
+  memory_ = std::unique_ptr<uint8_t, Unmap>(static_cast<uint8_t*>(memory), Unmap{bytes_});
+}
+
+void PackedMatrix::pack(const uint8_t* source, int64_t panel_begin, int64_t panel_end) {
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    for (int64_t row = panel * kPanelRows; row < (panel + 1) * kPanelRows && row < rows_; ++row) {
+      const uint8_t* blocks = source + row * row_bytes();
+      if (kernel_ == Kernel::stored) {
+        memcpy(memory_.get() + row * stride_, blocks, static_cast<size_t>(stride_));
+      } else {
+        format_->pack_row(blocks, cols_, memory_.get() + panel * stride_,
+                               static_cast<int>(row % kPanelRows));
+      }
+    }
+  }
+}
+
+void PackedMatrix::row_f32(int64_t row, float* out) const {
+  if (kernel_ == Kernel::stored) {
+    format_->dequantize(memory_.get() + row * stride_, cols_, out);
+    return;
+  }
+  std::vector<uint8_t> blocks(static_cast<size_t>(row_bytes()));
+  format_->unpack_row(memory_.get() + row / kPanelRows * stride_, cols_,
+                           static_cast<int>(row % kPanelRows), blocks.data());
+  format_->dequantize(blocks.data(), cols_, out);
+}
+
+}  // namespace puna
