@@ -1,1 +1,10 @@
 """From a graph to a program that runs in one native call."""
+
+from __future__ import annotations
+
+from puna.engine.model import Model, TensorMetadata
+from puna.engine.native_program import LoadReport
+from puna.engine.session import InferenceSession
+from puna.engine.trace import MachineLimits, Trace, TraceRecord
+
+__all__ = ["InferenceSession", "LoadReport", "MachineLimits", "Model", "TensorMetadata", "Trace", "TraceRecord"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from puna.dtype import DType
@@ -25,16 +25,20 @@ class WeightDeclarations:
     Attributes:
         weights: The checkpoint, by internal name.
         prefix: Put before a name to look it up.
-        is_relative: The declared names leave the prefix out, as in a subgraph that is called with it.
+        base: How much of the prefix declared names leave out: that of the call, in a subgraph.
     """
 
     weights: Mapping[str, WeightData]
     prefix: str = ""
-    is_relative: bool = False
+    base: str = ""
 
-    def scoped(self, prefix: str, *, is_relative: bool = False) -> WeightDeclarations:
+    def scoped(self, prefix: str) -> WeightDeclarations:
         """Declarations of the weights below `prefix`."""
-        return WeightDeclarations(self.weights, self.prefix + prefix, is_relative or self.is_relative)
+        return replace(self, prefix=self.prefix + prefix)
+
+    def relative(self) -> WeightDeclarations:
+        """The same weights with names that leave out everything so far, as a subgraph declares them."""
+        return replace(self, base=self.prefix)
 
     def matrix(self, name: str, rows: int, columns: int) -> Weight:
         """A matrix `[rows, columns]` of plain numbers or of blocks.
@@ -73,4 +77,4 @@ class WeightDeclarations:
                 raise UnsupportedModelError(f"dtype of {full}", str(data.dtype), supported=supported)
         elif not (allows_blocks and encoding.is_gguf):
             raise UnsupportedModelError(f"encoding of {full}", str(encoding))
-        return Weight(name if self.is_relative else full, data.dtype, shape, quantization_encoding=encoding)
+        return Weight(full.removeprefix(self.base), data.dtype, shape, quantization_encoding=encoding)

@@ -221,7 +221,7 @@ class Transformer:
     def _block_graph(self, name: str, h: Value, step: AttentionInputs, layer: int) -> Graph:
         operands = (h, step.angles, step.row_offsets, *step.cache)
         names = ["h", "angles", "input_row_offsets", *KVCacheValues._fields]
-        block = TransformerBlock.declare(self.spec, self.weights.scoped(f"layers.{layer}.", is_relative=True), layer)
+        block = TransformerBlock.declare(self.spec, self.weights.scoped(f"layers.{layer}.").relative(), layer)
         with Graph(name, [value.type for value in operands], input_names=names) as graph:
             inner, angles, offsets, *cache = graph.inputs
             graph.output(block(inner, AttentionInputs(angles, offsets, KVCacheValues(*cache)), 0))

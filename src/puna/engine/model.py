@@ -1,0 +1,187 @@
+"""`Model`: a graph that was loaded and can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from puna.driver import Buffer
+from puna.dtype import DType
+from puna.engine.step_check import check_logit_rows
+from puna.engine.trace import MachineLimits, Trace
+from puna.errors import DTypeError
+from puna.graph import LOGIT_ROWS, Dim, Graph, TensorType
+from puna.graph.type import bind, resolve
+
+if TYPE_CHECKING:
+    from puna.engine.native_program import LoadReport
+
+__all__ = ["Executor", "Model", "TensorMetadata"]
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class Executor(Protocol):
+    """Computes the outputs of a graph."""
+
+    def run(self, inputs: Mapping[str, Array], outputs: list[Array]) -> None:
+        """Fill the outputs, which have the right shapes and types."""
+
+
+class TracingExecutor(Executor, Protocol):
+    """An executor that notes what its instructions cost."""
+
+    def set_tracing(self, is_on: bool) -> None:
+        """Note times from the next run on, or no longer."""
+
+    def trace_records(self) -> Sequence[Mapping[str, Any]]:
+        """What was noted during the last run."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMetadata:
+    """Name, element type and shape of an input or output.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: Type of the elements.
+        shape: Sizes; a text such as `batch_size + 1` stands for a size that is known at run time.
+        is_optional: An input that may be left out.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+    is_optional: bool = False
+
+
+class Model:
+    """A loaded graph. Made by `InferenceSession.load`.
+
+    One step is `model.execute(*inputs)` or `model(*inputs)`: buffers, NumPy arrays, or anything that speaks DLPack,
+    in the order of `input_metadata`. Optional inputs may be left out at the end. What a graph declares as a KV cache
+     is written in place.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        executor: Executor,
+        *,
+        report: LoadReport,
+        tracer: TracingExecutor | None,
+        limits: Callable[[], MachineLimits],
+    ) -> None:
+        self.name = graph.name
+        self.report = report
+        self._graph = graph
+        self._executor = executor
+        self._tracer = tracer
+        self._limits = limits
+        self._is_tracing = False
+        self._has_logit_rows = any(_has_logit_rows(value.type) for value in graph.outputs)
+
+    @property
+    def input_metadata(self) -> list[TensorMetadata]:
+        """What `execute` takes, in order."""
+        required = len(self._graph.inputs) - self._graph.num_optional_inputs
+        return [_metadata(v.name, v.type, i >= required) for i, v in enumerate(self._graph.inputs)]
+
+    @property
+    def output_metadata(self) -> list[TensorMetadata]:
+        """What `execute` returns, in order."""
+        named = zip(self._graph.output_names, self._graph.outputs, strict=True)
+        return [_metadata(name, value.type, False) for name, value in named]
+
+    def execute(self, *inputs: object) -> list[Buffer]:
+        """Run one step.
+
+        Returns:
+            New buffers, in the order of `output_metadata`.
+
+        Raises:
+            TypeError: not as many inputs as the graph takes, or an object that is no array.
+            DTypeError: an input has another element type than the graph declares.
+            ShapeError: an input has another shape, or the sizes of two inputs contradict each other.
+            ValueError: an input is not contiguous, the cache is read-only, or a value is out of range (a token id, an
+                offset, a block id, a length); the message names the input.
+        """
+        arrays = self._arrays(inputs)
+        sizes: dict[str, int] = {}
+        for value in self._graph.inputs:
+            if value.name in arrays:
+                bind(value.name, value.type, arrays[value.name].shape, sizes)
+        if self._has_logit_rows:
+            sizes[LOGIT_ROWS.name] = check_logit_rows(arrays["input_row_offsets"], arrays["return_n_logits"])
+        outputs = [np.empty(resolve(v.shape, sizes), v.dtype.to_numpy()) for v in self._graph.outputs]
+        self._executor.run(arrays, outputs)
+        return [Buffer.from_numpy(output) for output in outputs]
+
+    __call__ = execute
+
+    @property
+    def is_tracing(self) -> bool:
+        """Whether steps note what their instructions cost; setting it takes effect with the next step.
+
+        Raises:
+            ValueError: on setting it with the reference executor, which has no instructions.
+        """
+        return self._is_tracing
+
+    @is_tracing.setter
+    def is_tracing(self, is_on: bool) -> None:
+        if self._tracer is None:
+            raise ValueError("the reference executor cannot be traced: it has no instructions")
+        self._tracer.set_tracing(is_on)
+        self._is_tracing = is_on
+
+    def trace(self) -> Trace:
+        """What the last step spent its time on. Measures the machine's limits when it is first called.
+
+        Raises:
+            ValueError: `is_tracing` was not set before that step.
+        """
+        if self._tracer is None or not self._is_tracing:
+            raise ValueError("no step was traced: set is_tracing before the step")
+        return Trace.from_program(self._tracer.trace_records(), self._limits())
+
+    def _arrays(self, inputs: Sequence[object]) -> dict[str, Array]:
+        declared = self._graph.inputs
+        required = len(declared) - self._graph.num_optional_inputs
+        if not required <= len(inputs) <= len(declared):
+            names = ", ".join(value.name for value in declared)
+            count = str(required) if required == len(declared) else f"{required} to {len(declared)}"
+            raise TypeError(f"model {self.name!r} takes {count} inputs ({names}), got {len(inputs)}")
+        arrays: dict[str, Array] = {}
+        for value, given in zip(declared, inputs, strict=False):
+            array = _as_array(value.name, given)
+            if array.dtype != value.dtype.to_numpy():
+                raise DTypeError(f"input {value.name!r}", array.dtype, value.dtype)
+            if not array.flags.c_contiguous:
+                raise ValueError(f"input {value.name!r} is not contiguous; pass a contiguous copy")
+            if value.name == "kv_blocks" and not array.flags.writeable:
+                raise ValueError(f"input {value.name!r} is read-only; the step writes to it")
+            arrays[value.name] = array
+        return arrays
+
+
+def _as_array(name: str, given: object) -> Array:
+    if isinstance(given, np.ndarray):
+        return given
+    if isinstance(given, Buffer):
+        return given.to_numpy()
+    if hasattr(given, "__dlpack__"):
+        return Buffer.from_dlpack(given).to_numpy()
+    raise TypeError(f"input {name!r} is a {type(given).__name__}; expected a buffer or an array")
+
+
+def _metadata(name: str, type_: TensorType, is_optional: bool) -> TensorMetadata:
+    shape = tuple(str(size) if isinstance(size, Dim) else size for size in type_.shape)
+    return TensorMetadata(name, type_.dtype, shape, is_optional)
+
+
+def _has_logit_rows(type_: TensorType) -> bool:
+    return any(isinstance(size, Dim) and size.name == LOGIT_ROWS.name for size in type_.shape)

@@ -1,0 +1,257 @@
+"""The native executor: weights packed for this machine, and instructions emitted to `puna._native.Program`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from puna.engine.instructions import (
+    CallInstruction,
+    FieldValue,
+    Function,
+    Instruction,
+    LoweredProgram,
+    VirtualBuffer,
+    WeightRef,
+)
+from puna.engine.lowering import lower
+from puna.engine.memory_plan import MemoryPlan, plan_memory
+from puna.graph import Graph
+from puna.graph.ops.op import Float32Array
+from puna.graph.weights.weight_data import WeightData
+
+if TYPE_CHECKING:
+    from puna._native import PackedMatrix, Program
+
+__all__ = ["LoadReport", "NativeExecutor", "PackedWeights", "emit_program", "pack_weights"]
+
+Array = np.ndarray[Any, Any]
+
+
+class Native(Protocol):
+    """The part of `puna._native` that the executor uses."""
+
+    def Program(self, variant: str) -> Program: ...
+
+    def PackedMatrix(
+        self, format: str, data: Array, rows: int, cols: int, precision: str, threads: int
+    ) -> PackedMatrix: ...
+
+    def a8_row_bytes(self, cols: int) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """Matrices packed for the kernels, vectors as float32, by full name."""
+
+    matrices: Mapping[str, PackedMatrix]
+    vectors: Mapping[str, Float32Array]
+
+    def __getitem__(self, name: str) -> PackedMatrix | Float32Array:
+        return self.matrices[name] if name in self.matrices else self.vectors[name]
+
+    def partner(self, name: str) -> str:
+        """What products with a matrix take: `"a8"` or `"f32"`."""
+        return self.matrices[name].partner
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all packed weights."""
+        packed = sum(matrix.nbytes for matrix in self.matrices.values())
+        return packed + sum(vector.nbytes for vector in self.vectors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What loading made.
+
+    Attributes:
+        num_weights: Matrices and vectors.
+        source_bytes: Bytes of the weights as they are stored.
+        packed_bytes: Bytes of the weights as the kernels read them; 0 for the reference executor.
+        token_bytes: Activation memory per token of a step.
+        request_bytes: Activation memory per request of a step.
+        logit_row_bytes: Activation memory per row of `gather_variable`.
+        num_instructions: Instructions that one step runs.
+        pack_s: Seconds spent on reading and packing weights.
+        lower_s: Seconds spent on everything else.
+    """
+
+    num_weights: int
+    source_bytes: int
+    packed_bytes: int
+    token_bytes: int
+    request_bytes: int
+    logit_row_bytes: int
+    num_instructions: int
+    pack_s: float
+    lower_s: float
+
+    def activation_bytes(self, num_tokens: int, batch_size: int, num_logit_rows: int = 0) -> int:
+        """Memory of the arena in a step of this size (rows are rounded up to 16)."""
+        rows = [-(-count // 16) * 16 for count in (num_tokens, batch_size, num_logit_rows)]
+        return rows[0] * self.token_bytes + rows[1] * self.request_bytes + rows[2] * self.logit_row_bytes
+
+
+def pack_weights(
+    native: Native, weights: Mapping[str, WeightData], precision: Literal["auto", "float32"], threads: int
+) -> PackedWeights:
+    """Pack every matrix once, whoever uses it: a tied embedding and output matrix are one.
+
+    Raises:
+        WeightsError: a file was cut while it was read.
+    """
+    matrices: dict[str, PackedMatrix] = {}
+    vectors: dict[str, Float32Array] = {}
+    for name, weight in weights.items():
+        if len(weight.shape) == 2:
+            rows, cols = weight.shape
+            stored = np.ascontiguousarray(weight.data).reshape(rows, -1).view(np.uint8)
+            matrices[name] = native.PackedMatrix(weight.format, stored, rows, cols, precision, threads)
+            weight.check()
+        else:
+            vectors[name] = np.ascontiguousarray(weight.to_float32())
+    return PackedWeights(matrices, vectors)
+
+
+def emit_program(
+    native: Native, program: Program, lowered: LoweredProgram, plan: MemoryPlan, weights: PackedWeights
+) -> None:
+    """Write instructions, buffers and weights to a native program and freeze it."""
+    _Emitter(native, program, plan).emit(lowered, weights)
+
+
+class _Emitter:
+    """Translates virtual buffers and weight names to the numbers that the native program gives out."""
+
+    def __init__(self, native: Native, program: Program, plan: MemoryPlan) -> None:
+        self.program = program
+        self._slot_of = plan.slot_of
+        self._buffers = [program.buffer(slot.rows, slot_bytes(native, slot.kind, slot.width)) for slot in plan.slots]
+        self._ropes: dict[int, int] = {}
+
+    def emit(self, lowered: LoweredProgram, weights: PackedWeights) -> None:
+        for _, _, instruction in lowered.timeline():
+            self._declare_rope(instruction)
+        main_index = self._declare_weights(lowered.main, "", weights)
+        bases: dict[CallInstruction, int] = {}
+        for instruction in lowered.main.instructions:
+            if isinstance(instruction, CallInstruction):
+                names = self._declare_weights(instruction.function, instruction.prefix, weights)
+                bases[instruction] = min(names.values(), default=0)
+        subs: dict[int, int] = {}
+        for function in lowered.functions:
+            self.program.begin_sub(function.name)
+            index = {name: position for position, name in enumerate(function.weight_names)}
+            for instruction in function.instructions:
+                assert isinstance(instruction, Instruction)  # functions do not call functions
+                self._emit(instruction, index)
+            subs[id(function)] = self.program.end_sub()
+        for instruction in lowered.main.instructions:
+            if isinstance(instruction, CallInstruction):
+                sub = subs[id(instruction.function)]
+                self.program.emit("call", sub=sub, weight_base=bases[instruction], layer=instruction.layer)
+            else:
+                self._emit(instruction, main_index)
+        self.program.finish()
+
+    def _declare_rope(self, instruction: Instruction) -> None:
+        rope = instruction.fields.get("rope")
+        if instruction.op == "rope_angles" and id(rope) not in self._ropes:
+            assert not isinstance(rope, int | float | str | bool | VirtualBuffer | WeightRef | tuple | None)
+            kind, parameters = rope.spec()
+            self._ropes[id(rope)] = self.program.rope(kind, dict(parameters))
+
+    def _declare_weights(self, function: Function, prefix: str, weights: PackedWeights) -> dict[str, int]:
+        """Numbers of a function's weights; those of one call are consecutive."""
+        return {name: self.program.weight(weights[prefix + name]) for name in function.weight_names}
+
+    def _emit(self, instruction: Instruction, weight_index: Mapping[str, int]) -> None:
+        fields = {name: self._number(name, value, weight_index) for name, value in instruction.fields.items()}
+        self.program.emit(instruction.op, **fields)
+
+    def _number(self, name: str, value: FieldValue, weight_index: Mapping[str, int]) -> object:
+        if name == "rope":
+            return self._ropes[id(value)]
+        if value is None:
+            return -1
+        if isinstance(value, VirtualBuffer):
+            return self._buffers[self._slot_of[value]]
+        if isinstance(value, WeightRef):
+            return weight_index[value.name]
+        if isinstance(value, tuple):
+            return [-1 if part is None else weight_index[part.name] for part in value]
+        return value
+
+
+def slot_bytes(native: Native, kind: str, width: int) -> int:
+    """Bytes of a row of a buffer."""
+    return native.a8_row_bytes(width) if kind == "a8" else 4 * width
+
+
+class NativeExecutor:
+    """Runs a graph as one native call per step.
+
+    Args:
+        native: `puna._native`, or what stands in for it.
+        graph: What to run.
+        weights: Its weights by full name.
+        precision: `"float32"` makes every product take float32 activations.
+        variant: Which kernels.
+        threads: How many threads work on a step.
+        fuse: Whether neighbours become one instruction.
+    """
+
+    def __init__(
+        self,
+        native: Native,
+        graph: Graph,
+        weights: Mapping[str, WeightData],
+        *,
+        precision: Literal["auto", "float32"],
+        variant: str,
+        threads: int,
+        fuse: bool = True,
+    ) -> None:
+        begin = time.perf_counter()
+        self._packed = pack_weights(native, weights, precision, threads)
+        packed = time.perf_counter()
+        lowered = lower(graph, self._packed.partner, fuse=fuse)
+        plan = plan_memory(lowered)
+        self.program = native.Program(variant)
+        emit_program(native, self.program, lowered, plan, self._packed)
+        self._threads = threads
+        row_bytes = dict.fromkeys(("T", "B", "R"), 0)
+        for slot in plan.slots:
+            row_bytes[slot.rows] += slot_bytes(native, slot.kind, slot.width)
+        self.report = LoadReport(
+            num_weights=len(weights),
+            source_bytes=sum(weight.nbytes for weight in weights.values()),
+            packed_bytes=self._packed.nbytes,
+            token_bytes=row_bytes["T"],
+            request_bytes=row_bytes["B"],
+            logit_row_bytes=row_bytes["R"],
+            num_instructions=sum(1 for _ in lowered.timeline()),
+            pack_s=packed - begin,
+            lower_s=time.perf_counter() - packed,
+        )
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+        """Compute all outputs in one native call. `kv_blocks` is written in place.
+
+        Raises:
+            ValueError: an input is not one that the program can run; the message names it.
+        """
+        self.program.execute(dict(inputs), list(outputs), self._threads)
+
+    def set_tracing(self, is_on: bool) -> None:
+        """Note times from the next run on, or no longer."""
+        self.program.trace(is_on)
+
+    def trace_records(self) -> Sequence[Mapping[str, Any]]:
+        """What the instructions of the last run cost, in the order in which they ran."""
+        return self.program.trace_records()

@@ -1,0 +1,72 @@
+"""The reference executor: a graph run with the NumPy twins of its operations. Slow, and independent of the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from puna.engine.step_check import check_step
+from puna.graph import Graph, Weight
+from puna.graph.ops.linear import Embedding
+from puna.graph.ops.op import Float32Array
+from puna.graph.weights.weight_data import WeightData
+
+__all__ = ["CODE_FORMATS", "ReferenceExecutor"]
+
+CODE_FORMATS: Final = frozenset({"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"})
+"""Formats whose products take activations rounded to 8 bits, unless float32 precision is asked for."""
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What the twins see: weights as float32, by the prefix and the layer of the running call."""
+
+    weights: Mapping[str, WeightData]
+    is_exact: bool
+    values: dict[str, Float32Array] = field(default_factory=dict)
+    prefix: str = ""
+    layer: int = 0
+
+    def weight(self, weight: Weight) -> Float32Array:
+        name = self.prefix + weight.name
+        if name not in self.values:
+            self.values[name] = self.weights[name].to_float32()
+        return self.values[name]
+
+    def takes_codes(self, weight: Weight) -> bool:
+        return not self.is_exact and self.weights[self.prefix + weight.name].format in CODE_FORMATS
+
+    def scoped(self, prefix: str, layer: int) -> _Context:
+        return replace(self, prefix=self.prefix + prefix, layer=self.layer + layer)
+
+
+class ReferenceExecutor:
+    """Runs a graph operation by operation in float32.
+
+    Args:
+        graph: What to run.
+        weights: Its weights by full name.
+        is_exact: Products with quantized weights take float32 activations, as `precision="float32"` means.
+    """
+
+    def __init__(self, graph: Graph, weights: Mapping[str, WeightData], *, is_exact: bool) -> None:
+        self.graph = graph
+        self._context = _Context(weights, is_exact)
+        tables = [node.op.weight.shape[0] for node in graph.nodes if isinstance(node.op, Embedding)]
+        self._vocab_size = min(tables, default=None)
+
+    def run(self, inputs: Mapping[str, np.ndarray[Any, Any]], outputs: list[np.ndarray[Any, Any]]) -> None:
+        """Compute all outputs. `kv_blocks` is written in place.
+
+        Raises:
+            ValueError: an input's values are out of range; the message names it.
+        """
+        check_step(inputs, self._vocab_size)
+        operands = [inputs[value.name] for value in self.graph.inputs if value.name in inputs]
+        with np.errstate(under="ignore"):
+            results = self.graph.evaluate(operands, self._context)
+        for result, output in zip(results, outputs, strict=True):
+            output[...] = result

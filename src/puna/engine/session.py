@@ -1,0 +1,163 @@
+"""`InferenceSession`: turns graphs and weights into models."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+from puna.driver import CPU, Device
+from puna.engine.model import Model
+from puna.engine.native_program import LoadReport, Native, NativeExecutor
+from puna.engine.reference import ReferenceExecutor
+from puna.engine.registry import WeightSource, bind_weights
+from puna.engine.trace import MachineLimits
+from puna.errors import UnsupportedModelError
+from puna.graph import Graph
+
+if TYPE_CHECKING:
+    from puna.graph.weights.weight_data import WeightData
+
+__all__ = ["ExecutorName", "InferenceSession", "Precision"]
+
+ExecutorName = Literal["native", "reference"]
+Precision = Literal["auto", "float32"]
+
+_PROBE_S: Final = 0.5
+_log = logging.getLogger(__name__)
+
+
+class InferenceSession:
+    """Loads graphs for this machine. Several models may be loaded by one session; sessions share one pool of threads.
+
+    Args:
+        devices: Where models run: one CPU, which is also the default.
+        num_threads: Threads that work on a step; None: as many as this process may use (affinity and quota).
+        precision: `"auto"` rounds activations to 8 bits where a weight's format has an integer kernel; `"float32"`
+            makes every product take float32 activations.
+        variant: Which kernels (`"scalar"`, `"avx2"`, …); None: the best that this machine runs, or `PUNA_VARIANT`.
+
+    Raises:
+        UnsupportedModelError: several devices, or one that is no CPU.
+        ValueError: a number of threads below 1, or an unknown precision.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device] | None = None,
+        *,
+        num_threads: int | None = None,
+        precision: Precision = "auto",
+        variant: str | None = None,
+    ) -> None:
+        self.devices = list(devices) if devices is not None else [CPU()]
+        if len(self.devices) != 1 or not self.devices[0].is_host:
+            raise UnsupportedModelError("devices", [str(d) for d in self.devices], supported="one CPU")
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+        self.precision: Precision = precision
+        self._num_threads = num_threads
+        self._variant = variant
+        self._limits: MachineLimits | None = None
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that work on a step."""
+        if self._num_threads is None:
+            from puna import _native
+
+            self._num_threads = int(_native.cpu_info()["default_threads"])
+        return self._num_threads
+
+    @property
+    def variant(self) -> str:
+        """The kernels that models of this session run with.
+
+        Raises:
+            RuntimeError: `PUNA_VARIANT` names kernels that this machine cannot run.
+        """
+        if self._variant is None:
+            from puna import _native
+
+            self._variant = _native.default_variant()
+        return self._variant
+
+    @property
+    def limits(self) -> MachineLimits:
+        """What this machine reaches at best; measured once, in about half a second."""
+        if self._limits is None:
+            from puna import _native
+
+            measured = _native.measure_limits(_PROBE_S)
+            names = ("read_gbps", "f32_gflops", "int8_gops")
+            self._limits = MachineLimits(*(float(measured[name]) for name in names))
+        return self._limits
+
+    def load(
+        self,
+        graph: Graph,
+        weights_registry: Mapping[str, WeightSource] | None = None,
+        *,
+        executor: ExecutorName = "native",
+    ) -> Model:
+        """Bind weights to a graph and make it ready to run.
+
+        Weights are packed for the kernels, once per name, and not kept in their stored form. `model.report` says how
+        many bytes that took.
+
+        Args:
+            graph: What to compute.
+            weights_registry: Its weights by name; arrays stand for plain float weights. Names that the graph declares
+                as unused are tolerated, no others.
+            executor: `"native"`, or `"reference"`: the NumPy twins, the oracle of tests. It keeps the stored weights.
+
+        Raises:
+            WeightsError: a weight is missing, is left over, has another shape, type or encoding than the graph
+                declares, or its file was cut while it was read.
+            UnsupportedModelError: the graph holds something that the native program has no instruction for.
+            ValueError: an unknown executor.
+        """
+        if executor not in get_args(ExecutorName):
+            raise ValueError(f"executor must be one of {', '.join(get_args(ExecutorName))}, got {executor!r}")
+        begin = time.perf_counter()
+        weights = bind_weights(graph, weights_registry or {})
+        model = self._load_native(graph, weights) if executor == "native" else self._load_reference(graph, weights)
+        report = model.report
+        _log.info(
+            "loaded %s (%s): %d weights, %.1f MB stored, %.1f MB packed, %d instructions, %.2f s",
+            graph.name,
+            executor,
+            report.num_weights,
+            report.source_bytes / 1e6,
+            report.packed_bytes / 1e6,
+            report.num_instructions,
+            time.perf_counter() - begin,
+        )
+        return model
+
+    def _load_native(self, graph: Graph, weights: Mapping[str, WeightData]) -> Model:
+        from puna import _native
+
+        native: Native = _native
+        executor = NativeExecutor(
+            native, graph, weights, precision=self.precision, variant=self.variant, threads=self.num_threads
+        )
+        return Model(graph, executor, report=executor.report, tracer=executor, limits=lambda: self.limits)
+
+    def _load_reference(self, graph: Graph, weights: Mapping[str, WeightData]) -> Model:
+        executor = ReferenceExecutor(graph, weights, is_exact=self.precision == "float32")
+        report = LoadReport(
+            num_weights=len(weights),
+            source_bytes=sum(weight.nbytes for weight in weights.values()),
+            packed_bytes=0,
+            token_bytes=0,
+            request_bytes=0,
+            logit_row_bytes=0,
+            num_instructions=len(graph.nodes),
+            pack_s=0.0,
+            lower_s=0.0,
+        )
+        return Model(graph, executor, report=report, tracer=None, limits=lambda: self.limits)

@@ -1,0 +1,134 @@
+"""Random decoders of a few thousand weights, and steps for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from puna.dtype import DType
+from puna.graph import DeviceRef
+from puna.graph.weights.weight_data import WeightData
+from puna.nn.kv_cache import KVCacheParams
+from puna.nn.rotary_embedding import RotaryEmbedding
+from puna.nn.transformer import DecoderSpec
+
+Array = np.ndarray[Any, Any]
+
+
+def tiny_spec(**changes: Any) -> DecoderSpec:
+    """Two layers, 4 query heads over 2 KV heads; any field of the spec, `kv_dtype` or `page_size` may be changed."""
+    kv_dtype, page_size = changes.pop("kv_dtype", DType.float32), changes.pop("page_size", 4)
+    heads, kv_heads, head_dim = changes.pop("num_heads", 4), changes.pop("num_kv_heads", 2), changes.pop("head_dim", 16)
+    layers = changes.pop("num_layers", 2)
+    cache = KVCacheParams(
+        dtype=kv_dtype,
+        n_kv_heads=kv_heads,
+        head_dim=head_dim,
+        num_layers=layers,
+        devices=[DeviceRef.CPU()],
+        page_size=page_size,
+    )
+    fields: dict[str, Any] = {
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "norm_eps": 1e-5,
+        "rope": RotaryEmbedding(head_dim, head_dim, 10000.0),
+        "kv_params": cache,
+    }
+    return DecoderSpec(**fields | changes)
+
+
+def tiny_weights(spec: DecoderSpec, seed: int = 0, dtype: Any = np.float32) -> dict[str, WeightData]:
+    """Random weights for a spec: matrices in `dtype`, vectors in float32."""
+    random = np.random.default_rng(seed)
+    found: dict[str, WeightData] = {}
+
+    def matrix(name: str, rows: int, cols: int) -> None:
+        values = random.standard_normal((rows, cols)) * cols**-0.5
+        found[f"{name}.weight"] = WeightData.from_numpy(values.astype(dtype), f"{name}.weight")
+
+    def vector(name: str, size: int, centre: float = 0.0) -> None:
+        values = (centre + 0.1 * random.standard_normal(size)).astype(np.float32)
+        found[name] = WeightData.from_numpy(values, name)
+
+    def linear(name: str, rows: int, cols: int, has_bias: bool) -> None:
+        matrix(name, rows, cols)
+        if has_bias:
+            vector(f"{name}.bias", rows)
+
+    def norm(name: str) -> None:
+        has_weight = spec.norm_method == "rms_norm" if spec.norm_has_weight is None else spec.norm_has_weight
+        if has_weight:
+            vector(f"{name}.weight", spec.hidden_size, 1.0)
+        if spec.norm_has_bias:
+            vector(f"{name}.bias", spec.hidden_size)
+
+    hidden, size = spec.hidden_size, spec.intermediate_size
+    width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    matrix("embed_tokens", spec.vocab_size, hidden)
+    for layer in range(spec.num_layers):
+        base = f"layers.{layer}."
+        norm(f"{base}input_layernorm")
+        if spec.stacked_qkv:
+            linear(f"{base}self_attn.qkv_proj", width + 2 * kv_width, hidden, spec.attention_bias)
+        else:
+            for name, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
+                linear(f"{base}self_attn.{name}_proj", rows, hidden, spec.attention_bias)
+        linear(f"{base}self_attn.o_proj", hidden, width, spec.attention_output_bias)
+        norm(f"{base}post_attention_layernorm")
+        if spec.stacked_mlp:
+            linear(f"{base}mlp.gate_up_proj", 2 * size, hidden, spec.mlp_bias)
+        else:
+            linear(f"{base}mlp.gate_proj", size, hidden, spec.mlp_bias)
+            linear(f"{base}mlp.up_proj", size, hidden, spec.mlp_bias)
+        linear(f"{base}mlp.down_proj", hidden, size, spec.mlp_bias)
+    norm("norm")
+    if not spec.tie_word_embeddings:
+        matrix("lm_head", spec.vocab_size, hidden)
+    return found
+
+
+@dataclass
+class TinyCache:
+    """A cache of enough shuffled blocks for a few requests, filled with NaN until a step writes to it."""
+
+    blocks: Array
+    table: Array
+    lengths: Array
+
+    @classmethod
+    def make(cls, spec: DecoderSpec, batch: int, max_tokens: int, seed: int = 0) -> TinyCache:
+        cache = spec.kv_params
+        pages = -(-max_tokens // cache.page_size)
+        count = batch * pages
+        shape = (count + 1, 2, cache.num_layers, cache.page_size, cache.n_kv_heads, cache.head_dim)
+        order = np.random.default_rng(seed).permutation(count).astype(np.uint32)
+        blocks = np.full(shape, np.nan, cache.dtype.to_numpy())
+        return cls(blocks, order.reshape(batch, pages), np.zeros(batch, np.uint32))
+
+    def inputs(self, parts: list[Array], n: int = 1) -> list[Array]:
+        """The graph's inputs for the next tokens of each request; the cache counts them as cached from then on."""
+        counts = np.array([part.size for part in parts], np.int64)
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
+        tokens = np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+        lengths = self.lengths
+        totals = lengths + counts
+        limits = np.array([[counts.max(initial=0), totals.max(initial=0)]], np.uint32)
+        self.lengths = totals.astype(np.uint32)
+        return [tokens, offsets, np.array([n], np.int64), self.blocks, lengths, self.table, limits]
+
+    def copy(self) -> TinyCache:
+        return replace(self, blocks=self.blocks.copy())
+
+
+def random_tokens(spec: DecoderSpec, lengths: list[int], seed: int = 0) -> list[Array]:
+    """Token ids for requests of these lengths."""
+    random = np.random.default_rng(seed)
+    return [random.integers(0, spec.vocab_size, length) for length in lengths]
