@@ -63,25 +63,25 @@ class RankedMerges:
     def __len__(self) -> int:
         return len(self._merges)
 
-    @cached_property
-    def _rank(self) -> dict[Any, int]:
-        # A pair listed twice keeps its last rank, as in the tokenizers library.
-        keys: Iterable[Any] = self._merges if self._as_text else map(tuple, self._merges)
-        return dict(zip(keys, range(len(self._merges)), strict=True))
-
     def ranked(self, pieces: Iterable[str]) -> list[tuple[str, str]]:
         known = pieces if isinstance(pieces, (set, frozenset)) else set(pieces)
-        get = self._rank.get
-        found: list[tuple[int, str, str]] = []
-        for piece in known:
-            for cut in range(1, len(piece)):
-                left, right = piece[:cut], piece[cut:]
-                if left in known and right in known:
-                    rank = get(f"{left} {right}") if self._as_text else get((left, right))
-                    if rank is not None:
-                        found.append((rank, left, right))
-        found.sort()
-        return [(left, right) for _, left, right in found]
+        pairs = [
+            (piece[:cut], piece[cut:])
+            for piece in known
+            for cut in range(1, len(piece))
+            if piece[:cut] in known and piece[cut:] in known
+        ]
+        # One pass over the list in C is cheaper than an index of it: there are few calls, and the list is long.
+        found: list[tuple[str, str]]
+        if self._as_text:
+            wanted = {f"{left} {right}": (left, right) for left, right in pairs}
+            found = [wanted[merge] for merge in filter(wanted.__contains__, self._merges)]  # type: ignore[index]
+        else:
+            found = list(filter(set(pairs).__contains__, map(tuple, self._merges)))  # type: ignore[arg-type]
+        if len(set(found)) != len(found):
+            # A pair listed twice keeps its last rank, as in the tokenizers library.
+            found = list(dict.fromkeys(reversed(found)))[::-1]
+        return found
 
     def all(self) -> list[tuple[str, str]]:
         pairs: list[tuple[str, str]] = []
@@ -96,9 +96,9 @@ class RankedMerges:
 class ScoredMerges:
     """Merges that follow from the scores of a SentencePiece vocabulary.
 
-    SentencePiece joins the neighbours whose union has the highest score, the leftmost first among equals. As ranks: every
-    way to cut a piece into two pieces is a merge, ordered by the score of the piece; among the cuts of one piece the longer
-    left side first, because leftmost-first joining leaves the longer side to the left.
+    SentencePiece joins the neighbours whose union has the highest score, the leftmost first among equals. As ranks:
+    every way to cut a piece into two pieces is a merge, ordered by the score of the piece; among the cuts of one
+    piece the longer left side first, because leftmost-first joining leaves the longer side to the left.
 
     Args:
         scores: Score and id of each piece that text can become: no control, unknown or byte pieces.
@@ -137,6 +137,7 @@ class TokenizerDefinition:
         added_tokens: See `AddedToken`.
         normalizer, pre_tokenizer, post_processor, decoder: Sections of tokenizer.json.
         library_json: The whole tokenizer.json where there is one: what the library is built from for long texts.
+        listed: Token texts by id, where the source has them so.
         special_ids: `bos`, `eos`, `unk`, `pad` → id.
         end_ids: Ids that end a generation, `eos` first.
         label: One line for people: kind and pre-tokenizer.
@@ -153,13 +154,16 @@ class TokenizerDefinition:
     post_processor: Section | None
     decoder: Section | None
     label: str
-    library_json: str | None = None
+    library_json: bytes | None = None
+    listed: Sequence[str | None] | None = None
     special_ids: Mapping[str, int] = field(default_factory=dict)
     end_ids: tuple[int, ...] = ()
 
     @cached_property
-    def tokens(self) -> list[str | None]:
+    def tokens(self) -> Sequence[str | None]:
         """Token texts by id; None where no token has the id."""
+        if self.listed is not None:
+            return self.listed
         added = {token.id: token.content for token in self.added_tokens}
         size = 1 + max(max(self.vocabulary.values(), default=-1), max(added, default=-1))
         if size > MAX_VOCABULARY:

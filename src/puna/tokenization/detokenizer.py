@@ -1,8 +1,8 @@
 """Text from ids that come one by one, and stop strings in it.
 
-`IncrementalDetokenizer` turns token ids into pieces of text as they come: the pieces joined are the text of all ids, no
-piece ends within a character, and U+FFFD appears only for bytes that no later byte can complete. `StopStringChecker` finds
-stop strings across the borders of pieces and never lets a part of one out.
+`IncrementalDetokenizer` turns token ids into pieces of text as they come: the pieces joined are the text of all ids,
+no piece ends within a character, and U+FFFD appears only for bytes that no later byte can complete.
+`StopStringChecker` finds stop strings across the borders of pieces and never lets a part of one out.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class HasPieces(Protocol):
 class IncrementalDetokenizer:
     """Streams the text of generated ids.
 
-    The joined pieces are `decode(prompt_ids + ids)` without its beginning `decode(prompt_ids)`. So a SentencePiece model
-    that continues a prompt keeps the space before its first word, and one that starts from nothing does not have one.
-    Work per token is proportional to the token's bytes.
+    The joined pieces are `decode(prompt_ids + ids)` without its beginning `decode(prompt_ids)`. So a SentencePiece
+    model that continues a prompt keeps the space before its first word, and one that starts from nothing does not
+    have one. Work per token is proportional to the token's bytes.
 
     Args:
         tokenizer: The tokenizer.
@@ -139,9 +139,9 @@ class _Matcher:
 class StopStringChecker:
     """Finds the first stop string in streamed text.
 
-    The first one to become complete wins; of several that become complete at the same character, the longest. That does not
-    depend on how the text is cut into pieces. Text that may be the beginning of a stop string is held back until it is
-    clear; nothing behind a stop string is ever given out.
+    The first one to become complete wins; of several that become complete at the same character, the longest. That
+    does not depend on how the text is cut into pieces. Text that may be the beginning of a stop string is held back
+    until it is clear; nothing behind a stop string is ever given out.
 
     Args:
         stops: Stop strings; none is fine.

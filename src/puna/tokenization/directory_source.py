@@ -99,9 +99,9 @@ def definition_from_directory(directory: Path, config: DirectoryConfig) -> Token
 
 
 def _from_tokenizer_json(path: Path, config: DirectoryConfig) -> TokenizerDefinition:
-    text = _read_text(path)
+    data = path.read_bytes()
     try:
-        content = json.loads(text)
+        content = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"is not JSON: {error}", file=path) from error
     model = content.get("model") if isinstance(content, dict) else None
@@ -131,17 +131,10 @@ def _from_tokenizer_json(path: Path, config: DirectoryConfig) -> TokenizerDefini
         post_processor=post_processor,
         decoder=content.get("decoder"),
         label=f"{kind} from {path.name}",
-        library_json=text,
+        library_json=data,
         special_ids=special_ids,
         end_ids=_end_ids(config, special_ids, ids, path),
     )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise WeightsError("is not UTF-8", file=path, offset=error.start) from error
 
 
 def _vocabulary(vocab: Any, path: Path) -> dict[str, int]:
@@ -153,7 +146,8 @@ def _vocabulary(vocab: Any, path: Path) -> dict[str, int]:
         raise WeightsError("the model has no vocabulary", file=path)
     if not set(map(type, vocab.values())) <= {int}:
         raise WeightsError("the vocabulary holds ids that are not integers", file=path)
-    if vocab and (min(vocab.values()) < 0 or len(set(vocab.values())) != len(vocab)):
+    ids = set(vocab.values())
+    if vocab and (min(ids) < 0 or len(ids) != len(vocab)):
         raise WeightsError("the vocabulary gives one id to two pieces, or a negative one", file=path)
     return vocab
 

@@ -1,10 +1,10 @@
 """Text → ids through the `tokenizers` library, without waiting for the whole vocabulary.
 
 Building the library's BPE model of 128k pieces and 280k merges takes a quarter of a second, with the interpreter lock
-held. A short prompt does not need it: byte-pair encoding a word only ever touches pieces that are substrings of the word.
-So a short text is encoded by a library tokenizer that holds just the pieces and merges within its words. That is not an
-approximation: a merge whose result is no substring of a word can never apply to it. The whole model is built when a
-long text comes, when many short ones came, or on `prepare`.
+held. A short prompt does not need it: byte-pair encoding a word only ever touches pieces that are substrings of the
+word. So a short text is encoded by a library tokenizer that holds just the pieces and merges within its words. That
+is not an approximation: a merge whose result is no substring of a word can never apply to it. The whole model is
+built when a long text comes, when many short ones came, or on `prepare`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from puna.errors import UnsupportedModelError, WeightsError
-from puna.tokenization.definition import AddedToken, TokenizerDefinition
+from puna.tokenization.definition import AddedToken, Section, TokenizerDefinition
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken as LibraryAddedToken
     from tokenizers import Tokenizer as LibraryTokenizer
 
 #: Texts up to this many characters are tried on the small model.
@@ -180,44 +181,41 @@ def build_frame(definition: TokenizerDefinition, model: Any) -> LibraryTokenizer
         UnsupportedModelError: A section is of a kind that the library does not know.
         WeightsError: An added token's id differs from the one in the file.
     """
-    from tokenizers import AddedToken as LibraryAddedToken
     from tokenizers import Tokenizer as LibraryTokenizer
 
-    sections = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": definition.normalizer,
-        "pre_tokenizer": definition.pre_tokenizer,
-        "post_processor": definition.post_processor,
-        "decoder": definition.decoder,
-        "model": {"type": "BPE", "vocab": {}, "merges": []},
-    }
+    text = _tokenizer_json(
+        normalizer=definition.normalizer,
+        pre_tokenizer=definition.pre_tokenizer,
+        post_processor=definition.post_processor,
+        decoder=definition.decoder,
+    )
     try:
-        frame = LibraryTokenizer.from_str(json.dumps(sections))
+        frame = LibraryTokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower than Exception
         raise UnsupportedModelError(
             "tokenizer", str(error), file=definition.source, supported="what the tokenizers library reads"
         ) from error
     frame.model = model
-    tokens = [
-        LibraryAddedToken(
-            token.content,
-            single_word=token.single_word,
-            lstrip=token.lstrip,
-            rstrip=token.rstrip,
-            normalized=token.normalized,
-            special=token.special,
-        )
-        for token in definition.added_tokens
-    ]
+    tokens = [_library_token(token) for token in definition.added_tokens]
     frame.add_tokens(tokens)
     special = [token for token in tokens if token.special]
     if special:
         frame.add_special_tokens(special)
     _check_added_ids(frame, definition.added_tokens, definition.source)
     return frame
+
+
+def _library_token(token: AddedToken) -> LibraryAddedToken:
+    from tokenizers import AddedToken as LibraryAddedToken
+
+    return LibraryAddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )
 
 
 def build_whole(definition: TokenizerDefinition) -> LibraryTokenizer:
@@ -227,7 +225,6 @@ def build_whole(definition: TokenizerDefinition) -> LibraryTokenizer:
         UnsupportedModelError: The library does not read the file.
         WeightsError: Merges name pieces that are not in the vocabulary, or ids disagree.
     """
-    from tokenizers import AddedToken as LibraryAddedToken
     from tokenizers import Tokenizer as LibraryTokenizer
 
     if definition.library_json is None:
@@ -244,7 +241,7 @@ def build_whole(definition: TokenizerDefinition) -> LibraryTokenizer:
             ) from error
         return build_frame(definition, model)
     try:
-        whole = LibraryTokenizer.from_str(definition.library_json)
+        whole = LibraryTokenizer.from_buffer(definition.library_json)
     except Exception as error:  # the library raises nothing narrower than Exception
         raise UnsupportedModelError(
             "tokenizer.json", str(error), file=definition.source, supported="what the tokenizers library reads"
@@ -252,11 +249,7 @@ def build_whole(definition: TokenizerDefinition) -> LibraryTokenizer:
     whole.no_truncation()
     whole.no_padding()
     present = whole.get_added_tokens_decoder()
-    missing = [
-        LibraryAddedToken(t.content, t.single_word, t.lstrip, t.rstrip, t.normalized, t.special)
-        for t in definition.added_tokens
-        if t.id not in present
-    ]
+    missing = [_library_token(t) for t in definition.added_tokens if t.id not in present]
     if missing:
         whole.add_tokens(missing)
     _set_post_processor(whole, definition)
@@ -272,12 +265,20 @@ def _set_post_processor(whole: LibraryTokenizer, definition: TokenizerDefinition
     if definition.post_processor is None:
         whole.post_processor = ProcessorSequence([])
         return
-    sections = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-        "pre_tokenizer": None, "post_processor": definition.post_processor, "decoder": None,
+    text = _tokenizer_json(post_processor=definition.post_processor)
+    whole.post_processor = LibraryTokenizer.from_str(text).post_processor
+
+
+def _tokenizer_json(**sections: Section | None) -> str:
+    """A tokenizer.json with an empty model and the given sections."""
+    frame: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [],
         "model": {"type": "BPE", "vocab": {}, "merges": []},
-    }  # fmt: skip
-    whole.post_processor = LibraryTokenizer.from_str(json.dumps(sections)).post_processor
+        **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")),
+        **sections,
+    }
+    return json.dumps(frame)
 
 
 def _check_added_ids(tokenizer: LibraryTokenizer, added: Sequence[AddedToken], source: str) -> None:

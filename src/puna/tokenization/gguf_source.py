@@ -139,7 +139,7 @@ def definition_from_gguf(metadata: Mapping[str, object], source: str = "GGUF met
             ("eos", "eos_token_id"),
             ("unk", "unknown_token_id"),
             ("pad", "padding_token_id"),
-        )  # fmt: skip
+        )
         if (token_id := read.token_id(key, len(tokens))) is not None
     }
     build = _byte_level if model == "gpt2" else _sentencepiece
@@ -160,15 +160,20 @@ def _vocabulary(read: _Reader, tokens: list[str]) -> dict[str, int]:
     return vocabulary
 
 
-def _added(tokens: list[str], types: list[int], special: Mapping[str, int], *, rstrip: bool) -> tuple[AddedToken, ...]:
-    added = []
-    named = {special.get("bos"), special.get("eos")}
+def _added(
+    tokens: list[str], types: list[int], vocabulary: Mapping[str, int], special: Mapping[str, int], *, rstrip: bool
+) -> tuple[AddedToken, ...]:
+    # BOS, EOS and known ends of a turn are control tokens even where the file forgot to say so.
+    control = {special[role] for role in ("bos", "eos") if role in special}
+    control.update(vocabulary[text] for text in END_OF_TURN_TEXTS if text in vocabulary)
     kinds = {_CONTROL, _UNKNOWN, _USER_DEFINED}
-    for token_id, kind in enumerate(types):
+    unusual = [token_id for token_id, kind in enumerate(types) if kind != _NORMAL]
+    chosen = control.union(token_id for token_id in unusual if types[token_id] in kinds)
+    added = []
+    for token_id in sorted(chosen):
         text = tokens[token_id]
-        is_end = text in END_OF_TURN_TEXTS and text.startswith("<")
-        if (kind in kinds or token_id in named or is_end) and text:
-            is_special = kind != _USER_DEFINED or token_id in named or is_end
+        if text:
+            is_special = types[token_id] != _USER_DEFINED or token_id in control
             strips = rstrip and text not in ("<unk>", "<s>", "<|endoftext|>")
             added.append(AddedToken(token_id, text, special=is_special, rstrip=strips))
     return tuple(added)
@@ -213,8 +218,8 @@ def _byte_level(
             _PREFIX + "add_space_prefix", True, file=read.source, supported="false, with byte-level vocabularies"
         )
     merges = read.texts("merges")
-    added = _added(tokens, types, special, rstrip=False)
-    unreachable = {tokens[i] for i, kind in enumerate(types) if kind == _UNUSED}
+    added = _added(tokens, types, vocabulary, special, rstrip=False)
+    unreachable = {tokens[i] for i, kind in enumerate(types) if kind == _UNUSED} if _UNUSED in types else set()
     model_vocabulary = {t: i for t, i in vocabulary.items() if t not in unreachable} if unreachable else vocabulary
     return TokenizerDefinition(
         source=read.source,
@@ -228,6 +233,7 @@ def _byte_level(
         post_processor=_post_processor(read, tokens, special, add_bos=rules.add_bos, add_eos=False),
         decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         label=f"byte-level BPE, pre-tokenizer {name}",
+        listed=[token or None for token in tokens] if "" in tokens else tokens,
         special_ids=special,
         end_ids=_end_ids(read, vocabulary, special, len(tokens)),
     )
@@ -262,7 +268,7 @@ def _sentencepiece(
         tokens=tokens,
         types=types,
         scores=scores,
-        added=_added(tokens, types, special, rstrip=rstrip),
+        added=_added(tokens, types, vocabulary, special, rstrip=rstrip),
         unknown=unknown,
         prefix="segment" if read.flag("add_space_prefix", True) else "none",
         charsmap=_charsmap(read),
@@ -313,6 +319,12 @@ def sentencepiece_definition(
         special_ids, end_ids: See `TokenizerDefinition`.
     """
     vocabulary = {token: i for i, token in enumerate(tokens) if token}
+    listed: list[str | None] = [token or None for token in tokens]
+    for token in added:
+        if token.id >= MAX_VOCABULARY:
+            raise WeightsError(f"token id {token.id} is beyond any vocabulary", file=source)
+        listed += [None] * (token.id + 1 - len(listed))
+        listed[token.id] = token.content
     mergeable = {
         token: (float(scores[i]), i)
         for i, token in enumerate(tokens)
@@ -349,6 +361,7 @@ def sentencepiece_definition(
         pre_tokenizer=pre,
         post_processor=post_processor,
         decoder={"type": "Sequence", "decoders": decoders},
+        listed=listed,
         label="SentencePiece BPE" + (" with byte fallback" if _BYTE in types else ""),
         special_ids=special_ids,
         end_ids=end_ids,

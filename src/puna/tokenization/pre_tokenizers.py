@@ -1,8 +1,8 @@
 """The pre-tokenizers that `tokenizer.ggml.pre` names, as sections of tokenizer.json.
 
 A GGUF file carries only a name for the rules by which text is cut into words before byte-pair encoding. A wrong rule
-gives slightly wrong ids and a model that is slightly worse, which nobody notices; so a name is in this table only when the
-rules of the model family behind it are known exactly, and every other name is refused.
+gives slightly wrong ids and a model that is slightly worse, which nobody notices; so a name is in this table only
+when the rules of the model family behind it are known exactly, and every other name is refused.
 """
 
 from __future__ import annotations

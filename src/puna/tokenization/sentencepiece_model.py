@@ -1,8 +1,8 @@
 """Reads `tokenizer.model`, SentencePiece's own file.
 
-The file is a protocol buffer (`ModelProto` of sentencepiece_model.proto): field 1 repeats the pieces (1 text, 2 float score,
-3 kind), field 2 is the trainer's record (3 model type, 35 byte fallback, 40-43 the ids of unk, bos, eos, pad), field 3 the
-normalizer's (2 compiled rules, 3 dummy prefix, 4 remove extra white space, 5 escape white space).
+The file is a protocol buffer (`ModelProto` of sentencepiece_model.proto): field 1 repeats the pieces (1 text, 2 float
+score, 3 kind), field 2 is the trainer's record (3 model type, 35 byte fallback, 40-43 the ids of unk, bos, eos, pad),
+field 3 the normalizer's (2 compiled rules, 3 dummy prefix, 4 remove extra white space, 5 escape white space).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Limits of one template rendering: steps, memory made, time.
 
 A template is a program from a file that somebody else wrote. Jinja's sandbox keeps it from reaching Python, not from
-computing forever or filling the memory. So the values that a template can have are a closed set (JSON values, tuples, and
-Jinja's own helpers), every operation that can make a large one asks here first, and every loop turn, call and comparison is
-counted. Containers cannot be changed inside the sandbox, so their size is known once and remembered.
+computing forever or filling the memory. So the values that a template can have are a closed set (JSON values, tuples,
+and Jinja's own helpers), every operation that can make a large one asks here first, and every loop turn, call and
+comparison is counted. Containers cannot be changed inside the sandbox, so their size is known once and remembered.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NUMBER = Size(24, 1, 0)
 
 
 class TemplateNamespace(Namespace):
-    """Jinja's `namespace`, which may not be put into another value: everything inside a value stays as it was measured."""
+    """Jinja's `namespace`, not allowed inside another value: what is inside a value stays as it was measured."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         Namespace.__init__(*args, **kwargs)
@@ -192,7 +192,7 @@ def plain(value: Any, depth: int = 0) -> Any:
         TypeError: Something else is in it.
         ValueError: Nested too deeply.
     """
-    if value is None or isinstance(value, (bool, int, float)) or isinstance(value, Undefined):
+    if value is None or isinstance(value, (bool, int, float, Undefined)):
         return value
     if isinstance(value, str):
         return str(value)

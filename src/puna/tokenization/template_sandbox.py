@@ -1,7 +1,7 @@
 """The Jinja environment of chat templates: what they need, behaving as elsewhere, and nothing else.
 
-Built on Jinja's immutable sandbox. On top of it: callables are an allow-list, filters that can blow up ask first, the code
-that is generated for loops, comparisons, literals, `~` and output counts (see `template_budget`), and nothing is
+Built on Jinja's immutable sandbox. On top of it: callables are an allow-list, filters that can blow up ask first, the
+code that is generated for loops, comparisons, literals, `~` and output counts (see `template_budget`), and nothing is
 evaluated while a template is compiled.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Undefined, nodes, pass_context, pass_eval_context
+from jinja2 import Template, Undefined, nodes, pass_context, pass_eval_context
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
@@ -26,8 +26,8 @@ from jinja2.utils import Cycler, Joiner
 from puna.tokenization.template_budget import Budget, BudgetError, TemplateNamespace
 from puna.tokenization.template_filters import guard_filter, guard_format, guard_method, guard_percent
 
-#: Filters of Jinja that no chat template needs and that reach attributes, run regular expressions over markup, are random
-#: or print without bounds.
+#: Filters of Jinja that no chat template needs and that reach attributes, run regular expressions over markup, are
+#: random or print without bounds.
 _DROPPED_FILTERS = ("attr", "pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
 
 
@@ -155,7 +155,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             del self.filters[name]
         self.filters["tojson"] = tojson
         self.filters.update({name: guard_filter(name, function) for name, function in self.filters.items()})
-        self.tests.update({name: _counted_test(function) for name, function in self.tests.items()})
+        tests: Any = dict(self.tests)
+        self.tests.update({name: _counted_test(function) for name, function in tests.items()})
         self._callables = {
             id(function): function for function in (raise_exception, safe_range, dict, TemplateNamespace)
         }
@@ -280,7 +281,7 @@ def _counted_test(function: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
-def line_of(error: BaseException, template: Any) -> int | None:
+def line_of(error: BaseException, template: Template) -> int | None:
     """The line of the template in which an error came up, if it came up there."""
     line = None
     trace = error.__traceback__
@@ -291,6 +292,6 @@ def line_of(error: BaseException, template: Any) -> int | None:
     return line
 
 
-def chunks(template: Any, variables: dict[str, Any]) -> Iterator[str]:
+def chunks(template: Template, variables: dict[str, Any]) -> Iterator[str]:
     """Renders piece by piece."""
     yield from template.root_render_func(template.new_context(variables))

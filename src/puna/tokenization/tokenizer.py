@@ -101,8 +101,8 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
 
-        Special tokens that the text spells out are recognized. Where BOS would be added to a text that begins with it, it
-        is not added again.
+        Special tokens that the text spells out are recognized. Where BOS would be added to a text that begins with
+        it, it is not added again.
 
         Args:
             text: The text.
