@@ -1,1 +1,1 @@
-"""Where a person or a program comes in."""
+"""Ways in: the command line and the class `LLM`."""

@@ -225,13 +225,13 @@ def _choose(name: HubName, names: Sequence[str]) -> tuple[list[str], str]:
             raise ModelNotFoundError(name.text, f"the set lacks {', '.join(missing)}")
         licences = [item for item in side_files(names) if not item.endswith((".json", ".txt", ".model", ".jinja"))]
         return [*licences, *sets[first]], first
+    if name.tag is not None:
+        raise ModelNotFoundError(name.text, "the repository has no GGUF files, so it takes no tag", choices=[name.repo])
     pickles = [item for item in names if item.endswith(_PICKLES)]
     if pickles:
         raise UnsupportedModelError(
             "weights file", pickles[0], file=name.text, supported=".safetensors and .gguf files"
         )
-    if name.tag is not None:
-        raise ModelNotFoundError(name.text, "the repository has no GGUF files, so it takes no tag", choices=[name.repo])
     raise ModelNotFoundError(
         name.text, "the repository has neither config.json with .safetensors files nor .gguf files"
     )

