@@ -1,0 +1,188 @@
+// The seam between the program and the kernels: what each variant exports.
+//
+// A variant is the kernels compiled for one instruction set, in a namespace of its own (PUNA_NS, see simd/simd.h). The
+// files in csrc/ops are compiled once per variant; they see plain structures and pointers only, no C++ library headers
+// (an inline function of std:: compiled for AVX-512 could be the copy that the linker keeps for everybody).
+//
+// Rows of float32 operands are `ld` floats apart. A kernel is called with a range of rows (or panels) and touches
+// nothing of the others' output, so that threads divide a range as they like; the division never changes a bit.
+#pragma once
+
+#include <stdint.h>
+
+#include "../quant/format.h"
+
+namespace puna {
+
+// One matrix product: out[r, o] for rows r < m and the rows o of one packed matrix.
+//
+//   y = sum over k of weight[o, k] * x[r, k], in the order that the format's header in csrc/quant documents
+//   y = y + bias[o]              where there is a bias
+//   y = min(clip, max(-clip, y)) where clip > 0; NaN stays NaN
+//   out = fma(multiplier, y, residual[r, o]) with a residual (which may be `out` itself), else multiplier * y
+struct MatmulArgs {
+  const Format* format;
+  const uint8_t* packed;     // panels of kPanelRows output rows; the stored blocks where kernel is Kernel::stored
+  Kernel kernel;             // Kernel::stored: through float32 panels
+  int64_t rows, cols;        // of the matrix: outputs, inputs
+  const float* x;            // float32 operand, or null
+  int64_t ldx;
+  const uint8_t* a8;         // operand in the layout of quant/a8.h, or null; rows padded to 16
+  int64_t m;
+  float* out;
+  int64_t ldo;
+  const float* bias;         // [rows] or null
+  const float* residual;     // or null
+  int64_t ldr;
+  float clip;
+  float multiplier;
+};
+
+enum class NormKind : uint8_t { rms, layer };
+
+struct NormArgs {
+  NormKind kind;
+  const float* x;
+  int64_t ldx;
+  float* out;                // or null
+  int64_t ldo;
+  uint8_t* a8;               // or null
+  const float* weight;       // [width] or null
+  const float* bias;         // [width] or null
+  int64_t width;
+  float eps;
+};
+
+struct SwigluArgs {
+  const float* x;            // gate in columns 0 … width-1, up in the next `width`
+  int64_t ldx;
+  float* out;                // or null
+  int64_t ldo;
+  uint8_t* a8;               // or null
+  int64_t width;
+};
+
+// out = a + multiplier * b, in one rounding.
+struct AddArgs {
+  const float* a;
+  int64_t lda;
+  const float* b;
+  int64_t ldb;
+  float* out;
+  int64_t ldo;
+  int64_t width;
+  float multiplier;
+};
+
+struct ScaleArgs {
+  const float* x;
+  int64_t ldx;
+  float* out;
+  int64_t ldo;
+  int64_t width;
+  float factor;
+  bool divide;
+};
+
+// x = min(limit, max(-limit, x)); NaN stays NaN.
+struct ClampArgs {
+  float* x;
+  int64_t ldx;
+  int64_t width;
+  float limit;
+};
+
+enum class KvType : uint8_t { f32, f16, bf16 };
+
+// The keys and values of one layer. Position p of request b is slot p % page_size of page table[b * table_stride +
+// p / page_size]; its `num_kv_heads * head_dim` keys begin at
+// keys + (page * page_stride + slot * slot_stride) elements.
+struct KvView {
+  uint8_t* keys;
+  uint8_t* values;
+  KvType type;
+  int64_t page_stride;       // elements between pages
+  int64_t slot_stride;       // elements between positions of a page
+  int64_t page_size;
+  const uint32_t* table;
+  int64_t table_stride;
+};
+
+struct RopeKvArgs {
+  float* x;
+  int64_t ldx;
+  int64_t q_col, k_col, v_col;
+  int64_t num_heads, num_kv_heads, head_dim, rot_dim;
+  bool interleaved;
+  const float* angles;       // cosines, then sines: rot_dim / 2 each
+  int64_t ld_angles;
+  const uint32_t* request_of;  // [rows]
+  const uint32_t* position_of; // [rows]
+  KvView kv;
+};
+
+// Attention of one piece of work: `rows` query rows of one request, which are consecutive in x and in position, with
+// all query heads of one KV head.
+struct AttentionArgs {
+  const float* q;            // first query column of row 0 of the step
+  int64_t ldq;
+  float* out;
+  int64_t ldo;
+  int64_t num_heads, num_kv_heads, head_dim;
+  float scale;
+  int64_t window;            // 0: none
+  KvView kv;
+};
+struct AttentionTile {
+  int64_t first_row;         // row of x
+  int64_t rows;              // at most kAttentionRows
+  int64_t position;          // absolute position of the first row
+  int64_t request;
+  int64_t kv_head;
+  int64_t split_begin, split_end;  // splits of kAttentionSplit absolute positions; the tile's own range or part of it
+  float* partial;            // null: write `out`; else the state of this one split, see attention.cpp
+};
+// Softmax runs over blocks of 32 absolute positions; states of 512 positions are combined in ascending order.
+inline constexpr int64_t kAttentionBlock = 32;
+inline constexpr int64_t kAttentionSplit = 512;
+
+struct KernelTable {
+  const char* name;
+
+  // `rows` rows of x become rows first_row, first_row + 1 … of the int8 buffer a8 (layout: quant/a8.h).
+  void (*quantize_a8)(const float* x, int64_t ldx, int64_t first_row, int64_t rows, int64_t cols, uint8_t* a8);
+  // Panels panel_begin … panel_end - 1 of the product, all m rows. `scratch`: matmul_scratch_floats floats of the
+  // calling thread, 64-byte aligned.
+  void (*matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end, float* scratch);
+  int64_t (*matmul_scratch_floats)(const MatmulArgs& args);
+
+  // `scratch` of norm and swiglu: `width` floats rounded up to 16, used when `out` is null.
+  void (*norm)(const NormArgs& args, int64_t row_begin, int64_t row_end, float* scratch);
+  void (*swiglu)(const SwigluArgs& args, int64_t row_begin, int64_t row_end, float* scratch);
+  void (*add)(const AddArgs& args, int64_t row_begin, int64_t row_end);
+  void (*scale)(const ScaleArgs& args, int64_t row_begin, int64_t row_end);
+  void (*clamp)(const ClampArgs& args, int64_t row_begin, int64_t row_end);
+  void (*rope_kv)(const RopeKvArgs& args, int64_t row_begin, int64_t row_end);
+  int64_t (*attention_scratch_floats)(const AttentionArgs& args);
+  void (*attention)(const AttentionArgs& args, const AttentionTile& tile, float* scratch);
+  // Combines the states of consecutive splits of a tile and writes its rows of `out`.
+  void (*attention_combine)(const AttentionArgs& args, const AttentionTile& tile, const float* partials);
+};
+
+namespace scalar {
+extern const KernelTable kTable;
+}
+namespace avx2 {
+extern const KernelTable kTable;
+}
+namespace avx512 {
+extern const KernelTable kTable;
+}
+namespace amx {
+extern const KernelTable kTable;
+}
+namespace neon {
+extern const KernelTable kTable;
+}
+
+}  // namespace puna

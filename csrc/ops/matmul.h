@@ -1,0 +1,40 @@
+// The matrix products of a variant; see KernelTable and MatmulArgs in core/kernel_table.h.
+//
+// The order of every sum depends on K only (the headers of csrc/quant say how): an output has the same bits whatever the
+// other rows, the ranges, the threads and the variant.
+#pragma once
+
+#include "../core/kernel_table.h"
+#include "../simd/simd.h"
+
+namespace puna::PUNA_NS {
+
+void matmul(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end, float* scratch);
+int64_t matmul_scratch_floats(const MatmulArgs& args);
+
+// ---- between the files of the product -------------------------------------------------------------------------------
+
+// Rows of x that one tile multiplies; the last tile of a batch takes the smallest of them that holds the rest.
+inline constexpr int kTileRows[] = {1, 2, 4, 8};
+inline constexpr int kMaxTileRows = 8;
+PUNA_INLINE int tile_index(int64_t rows) { return rows >= 5 ? 3 : rows >= 3 ? 2 : rows == 2 ? 1 : 0; }
+
+// x rows that are multiplied by a panel before the next panel is read: they stay in the second-level cache.
+inline constexpr int64_t kRowChunk = 128;
+
+// acc[T][16] = one panel times T rows of a8 blocks.
+using IntegerTile = void (*)(const uint8_t* panel, int64_t units, const uint8_t* const* rows, float* acc);
+struct IntegerTiles {
+  int64_t unit_elements, unit_bytes;
+  IntegerTile tile[4];  // by tile_index
+};
+IntegerTiles integer_tiles(Kernel kernel);
+
+void integer_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end);
+void float_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end, float* scratch);
+int64_t float_scratch_floats(const MatmulArgs& args);
+
+// Bias, clip, multiplier and residual: acc[rows][16] of a panel, for rows first_row …, into args.out.
+void finish_tile(const MatmulArgs& args, int64_t panel, int64_t first_row, int64_t rows, const float* acc);
+
+}  // namespace puna::PUNA_NS

@@ -1,0 +1,66 @@
+// Products of the integer formats: which tile belongs to which format, and the walk over panels and rows.
+#include "matmul.h"
+
+#include "../quant/a8.h"
+#include "../quant/iq4.h"
+#include "../quant/q4.h"
+#include "../quant/q4_q5_k.h"
+#include "../quant/q5.h"
+#include "../quant/q6_k.h"
+#include "../quant/q8.h"
+
+#ifdef PUNA_VARIANT_AVX2
+#include "dot_deferred.h"
+#else
+#include "dot_direct.h"
+#endif
+
+namespace puna::PUNA_NS {
+namespace {
+
+template <class W>
+IntegerTiles tiles() {
+  return {W::kUnitElements,
+          W::kUnitBytes,
+          {integer_tile<W, 1>, integer_tile<W, 2>, integer_tile<W, 4>, integer_tile<W, 8>}};
+}
+
+}  // namespace
+
+IntegerTiles integer_tiles(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::q4_0: return tiles<Q4_0Weights>();
+    case Kernel::q4_1: return tiles<Q4_1Weights>();
+    case Kernel::q5_0: return tiles<Q5_0Weights>();
+    case Kernel::q5_1: return tiles<Q5_1Weights>();
+    case Kernel::q8_0: return tiles<Q8_0Weights>();
+    case Kernel::iq4_nl: return tiles<IQ4_NLWeights>();
+    case Kernel::q4_k: return tiles<Q4_KWeights>();
+    case Kernel::q5_k: return tiles<Q5_KWeights>();
+    case Kernel::q6_k: return tiles<Q6_KWeights>();
+    case Kernel::iq4_xs: return tiles<IQ4_XSWeights>();
+    default: __builtin_unreachable();
+  }
+}
+
+void integer_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) {
+  const IntegerTiles tiles = integer_tiles(args.kernel);
+  const int64_t units = (args.cols + tiles.unit_elements - 1) / tiles.unit_elements;
+  const int64_t panel_bytes = units * tiles.unit_bytes, row_bytes = a8_row_bytes(args.cols);
+  alignas(64) float acc[kMaxTileRows * kPanelRows];
+  for (int64_t chunk = 0; chunk < args.m; chunk += kRowChunk) {
+    const int64_t chunk_end = args.m - chunk < kRowChunk ? args.m : chunk + kRowChunk;
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      for (int64_t first = chunk; first < chunk_end; first += kMaxTileRows) {
+        const int64_t rows = chunk_end - first < kMaxTileRows ? chunk_end - first : kMaxTileRows;
+        // A tile that is larger than the rest multiplies the last row again and drops the result.
+        const uint8_t* row[kMaxTileRows];
+        for (int64_t t = 0; t < kMaxTileRows; ++t) row[t] = args.a8 + (first + (t < rows ? t : rows - 1)) * row_bytes;
+        tiles.tile[tile_index(rows)](args.packed + panel * panel_bytes, units, row, acc);
+        finish_tile(args, panel, first, rows, acc);
+      }
+    }
+  }
+}
+
+}  // namespace puna::PUNA_NS
