@@ -190,6 +190,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "wrong escape": (build(b'{"\\x41":1}'), "wrong escape"),
     "name that is not UTF-8": (build(b'{"\xff":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"), "not UTF-8"),
     "other name that is not UTF-8": (build(b'{"\xff": 1}'), "not UTF-8"),
+    "half a surrogate pair": (build(b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"), "not UTF-8"),
     "name of a megabyte": (build(b'{"' + b"a" * 1_000_000 + b'":1}'), "more than 4096 bytes"),
     "truncated": (build(GOOD, DATA)[:-8], "not inside the 8 bytes"),
 }

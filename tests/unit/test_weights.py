@@ -197,6 +197,8 @@ def test_the_hubs_cache_layout(tmp_path: Path) -> None:
         ('{"metadata": ' + "[" * 100_000, "nested more than 32 deep"),
         ('{"metadata": nul, "weight_map": {}}', "a value is expected"),
         ('{"weight_map": {"a": "here.safetensors"}} x', "goes on after its end"),
+        ('{"weight_map": {"a": "\\udcff.safetensors"}}', "not UTF-8"),
+        ('{"weight_map": {"a": "' + "n" * 300 + '"}}', "is missing"),
         ('{"weight_map": {"a": "here.bin"}}', "pickles, which can run code"),
     ],
 )

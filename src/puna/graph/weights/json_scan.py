@@ -78,12 +78,16 @@ class JsonScanner:
             if escape is None:
                 break
             self.position = escape.end()
-        text = bytes(self.data[begin : self.position])
+        raw = bytes(self.data[begin : self.position])
         self.expect_quote()
         try:
-            return str(json.loads(b'"%b"' % text)) if b"\\" in text else text.decode()
-        except UnicodeDecodeError:
+            text = raw.decode()
+            if "\\" in text:
+                text = str(json.loads(f'"{text}"'))
+                text.encode()  # half a surrogate pair can be escaped but is no character
+        except UnicodeError:
             self.fail("the string is not UTF-8", at=begin)
+        return text
 
     def expect_quote(self) -> None:
         """Passes the quote that ends a string."""
