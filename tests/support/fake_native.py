@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from puna.engine.instructions import OPERANDS
 from puna.graph.ops.attention import KVStore, PagedAttention, Rope
 from puna.graph.ops.linear import quantize_codes
@@ -184,8 +185,8 @@ class _Run:
             freqs = _frequencies(kind, facts, length)
             angles = positions.astype(np.float32)[:, None] * freqs
             values = np.concatenate([np.cos(np.float64(angles)), np.sin(np.float64(angles))], axis=1)
-            self.floats[out][rows, : values.shape[1]] = values.astype(np.float32) *
-            np.float32(facts["attention_factor"])
+            factor = np.float32(facts["attention_factor"])
+            self.floats[out][rows, : values.shape[1]] = values.astype(np.float32) * factor
 
     def _rope_kv(
         self, x: int, q_col: int, k_col: int, v_col: int, num_heads: int, num_kv_heads: int, head_dim: int,
