@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import pytest
+
 from puna.nn.transformer import ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures import llama3
 from puna.pipelines.context import TextContext
