@@ -190,6 +190,21 @@ def test_string_lists(write: Write, texts: list[str]) -> None:
         found[len(texts)]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_long_string_lists(seed: int, write: Write) -> None:
+    rng = np.random.default_rng(seed)
+    usual = [f"{'é' * int(length)}{i}" for i, length in enumerate(rng.integers(0, 12, 6000))]
+    odd = ["", "\0", "x" * 255, "x" * 256, "y" * 70_000, "\0" * 9, "a\0\0\0\0\0\0\0b", "\1\0\0\0\0\0\0\0"]
+    texts = [odd[int(rng.integers(len(odd)))] if rng.random() < 0.001 * seed else text for text in usual]
+    raw = wb.gguf([wb.list_of("t", wb.STRING, len(texts), b"".join(map(wb.text, texts))), wb.u32("after", 7)])
+    metadata = GGUFWeights(write(raw)).metadata
+    assert metadata["t"].tolist() == texts and metadata["after"] == 7
+    assert [metadata["t"][i] for i in range(len(texts))] == texts
+    for cut in rng.integers(100, len(raw) - 20, 20):
+        with pytest.raises(WeightsError, match=r"ends in or after string|list is said to have"):
+            GGUFWeights(write(raw[: int(cut)]))
+
+
 def test_a_string_that_is_not_utf8_is_named_when_it_is_decoded(write: Write) -> None:
     raw = wb.gguf([wb.list_of("tokens", wb.STRING, 3, wb.text("a") + wb.text(b"\xff") + wb.text("c"))])
     tokens = GGUFWeights(write(raw)).metadata["tokens"]
@@ -232,7 +247,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "list of strings of 2^60": (wb.gguf([wb.list_of("k", wb.STRING, 2**60, bytes(99))]), "'k'.*list is said to have"),
     "string in a list past the end": (
         wb.gguf([wb.list_of("k", wb.STRING, 1, wb.text("v", 999))]),
-        "the last of the 1 strings goes on after the end",
+        "ends in or after string 0 of the 1",
     ),
     "string in a list of 2^64-1": (
         wb.gguf([wb.list_of("k", wb.STRING, 2, wb.text("v", HUGE) + bytes(99))]),

@@ -1,25 +1,21 @@
 """The key-value part of a GGUF file.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A vocabulary of 128k tokens with its merges is some
-    400 000
-strings, most of which nobody asks for one by one, so a list of strings keeps only where each one begins and decodes on
-demand.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
 
 import struct
-from array import array
-from collections.abc import Iterator, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, overload
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
 from puna.errors import WeightsError
 from puna.graph.weights.mapping import MappedWeights
+from puna.graph.weights.string_list import StringList, find_strings
 
-__all__ = ["Cursor", "StringList", "read_metadata"]
+__all__ = ["Cursor", "read_metadata"]
 
 MAX_KEYS: Final = 1 << 16
 MAX_KEY_BYTES: Final = 65_535
@@ -47,8 +43,6 @@ _SCALARS: Final = MappingProxyType({
 _LIST_DTYPES: Final = MappingProxyType({
     kind: np.dtype(scalar.format).newbyteorder("=") for kind, scalar in _SCALARS.items()
 })
-_CHUNK: Final = 1 << 14
-_SEPARATOR: Final = "\0" * 8
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 
@@ -101,78 +95,6 @@ class Cursor:
             return raw.decode()
         except UnicodeDecodeError:
             self.fail(f"{what} is not UTF-8", name=name, at=at + 8)
-
-
-class StringList(Sequence[str]):
-    """A list of strings in a GGUF file, decoded when they are asked for. `tolist` decodes all of them quickest.
-
-    Raises (when decoding):
-        WeightsError: a string is not UTF-8; the message names the key, the index and the byte.
-    """
-
-    __slots__ = ("_file", "_key", "_starts")
-
-    def __init__(self, file: MappedWeights, key: str, starts: array[int]) -> None:
-        self._file = file
-        self._key = key
-        self._starts = starts
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number = index + len(self) if index < 0 else index
-        if not 0 <= number < len(self):
-            raise IndexError(f"{self._key} has {len(self)} strings, number {index} is asked for")
-        return self._decode(number)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tolist())
-
-    def tolist(self) -> list[str]:
-        """All strings.
-
-        Raises:
-            WeightsError: one of them is not UTF-8, or the file became shorter.
-        """
-        texts: list[str] = []
-        for begin in range(0, len(self), _CHUNK):
-            texts += self._decode_range(begin, min(begin + _CHUNK, len(self)))
-        self._file.check(self._key)
-        return texts
-
-    def _decode_range(self, begin: int, end: int) -> list[str]:
-        starts = np.frombuffer(self._starts, np.int64)[begin : end + 1]
-        raw = self._file.array[starts[0] : starts[-1]].copy()
-        # Zeros in place of each length make separators, and one decoding serves all strings, unless one holds a zero.
-        lengths = starts[:-1, None] - starts[0] + np.arange(8)
-        raw[lengths] = 0
-        if np.count_nonzero(raw == 0) == lengths.size:
-            try:
-                return raw.tobytes().decode().split(_SEPARATOR)[1:]
-            except UnicodeDecodeError:
-                pass  # the string to blame is found below
-        return [self._decode(number) for number in range(begin, end)]
-
-    def _decode(self, number: int) -> str:
-        begin, end = self._starts[number] + 8, self._starts[number + 1]
-        try:
-            text = bytes(self._file.data[begin:end]).decode()
-        except UnicodeDecodeError as error:
-            message = f"string {number} is not UTF-8"
-            raise WeightsError(message, file=self._file.path, tensor=self._key, offset=begin) from error
-        self._file.check(self._key)
-        return text
-
-    def __repr__(self) -> str:
-        return f"StringList({self._key!r}, {len(self)} strings)"
 
 
 def read_metadata(cursor: Cursor, count: int) -> dict[str, Any]:
@@ -263,22 +185,8 @@ class _Values:
         self.strings += count
         if self.strings > MAX_STRINGS:
             cursor.fail(f"there are more than {MAX_STRINGS} strings in lists", name=key)
-        data, unpack = cursor.file.data, _U64.unpack_from
-        end = min(cursor.file.size, cursor.position + MAX_METADATA_BYTES)
-        starts = array("q")
-        position, note = cursor.position, starts.append
-        try:
-            for _ in range(count):
-                note(position)
-                position += 8 + unpack(data, position)[0]
-        except (struct.error, OverflowError):  # a position outside the file
-            while len(starts) > 1 and starts[-1] > cursor.file.size - 8:
-                starts.pop()
-            message = f"the file ends in or after string {len(starts) - 1} of the {count}"
-            cursor.fail(message, name=key, at=starts[-1])
-        if position > end:
-            message = f"the last of the {count} strings goes on after the end of the file or of what is read"
-            cursor.fail(message, name=key, at=starts[-1])
-        note(position)
-        cursor.position = position
+        starts = find_strings(cursor.file, key, cursor.position, count)
+        cursor.position = starts[-1]
+        if cursor.position > MAX_METADATA_BYTES:
+            cursor.fail(f"the metadata goes on after {MAX_METADATA_BYTES} bytes", name=key)
         return StringList(cursor.file, key, starts)

@@ -12,7 +12,7 @@ import numpy as np
 
 from puna.driver import Buffer
 from puna.dtype import DType
-from puna.errors import ShapeError, WeightsError
+from puna.errors import ShapeError
 from puna.graph.quantization import QuantizationEncoding
 from puna.graph.weights.mapping import MappedWeights
 
@@ -231,13 +231,11 @@ class TensorEntry:
 def stored_bytes(shape: Sequence[int], dtype: DType, encoding: QuantizationEncoding | None) -> int:
     """Bytes that a tensor of this logical shape takes in a file.
 
-    Raises:
-        WeightsError: a row is not a whole number of blocks.
+    The last axis of a quantized tensor is a whole number of blocks; readers check that first.
     """
     elements = math.prod(shape)
     if encoding is None:
         return elements * dtype.size_in_bytes
     block = encoding.block_parameters
-    if not shape or shape[-1] % block.elements_per_block:
-        raise WeightsError(f"shape {list(shape)}: rows are not a multiple of {encoding}'s {block.elements_per_block}")
+    assert shape and shape[-1] % block.elements_per_block == 0
     return elements // block.elements_per_block * block.block_size
