@@ -149,6 +149,11 @@ class Tokenizer:
                 return added.id
         return self.definition.vocabulary.get(token)
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether everything is built; see `prepare`."""
+        return self._encoder.is_prepared
+
     def prepare(self) -> None:
         """Builds everything that is otherwise built at the first long text; for servers, before the first request."""
         self._encoder.prepare()
