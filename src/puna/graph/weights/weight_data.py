@@ -139,7 +139,7 @@ class WeightData:
         else:
             from puna import _native  # heavy, and needed by nobody who only looks at a file
 
-            rows = self.data.reshape(-1, self.array.shape[-1])
+            rows = np.ascontiguousarray(self.data).reshape(-1, self.array.shape[-1])
             values = _native.dequantize(self.format, rows, self.shape[-1]).reshape(self.shape)
         self.check()
         return values

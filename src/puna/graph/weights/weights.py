@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 from puna.dtype import DType
 from puna.errors import MissingWeightError, WeightsError
 from puna.graph.device import DeviceRef
 from puna.graph.quantization import QuantizationEncoding
+from puna.graph.value import Weight
 from puna.graph.weights.weight_data import TensorEntry, WeightData
-
-if TYPE_CHECKING:
-    from puna.graph import Weight
 
 __all__ = ["Weights", "WeightsAdapter"]
 
@@ -116,8 +114,6 @@ class Weights:
             MissingWeightError: there is no tensor of this name.
             WeightsError: it is of another type, shape or encoding (a `ValueError`).
         """
-        from puna.graph import Weight  # the graph's own module imports this package
-
         entry = self._entry()
         for what, expected, stored in (
             ("type", dtype, entry.dtype),
