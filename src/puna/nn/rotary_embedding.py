@@ -153,6 +153,11 @@ class RotaryEmbedding:
             raise ValueError(f"theta must be positive, got {self.theta}")
         self._check_scaling()
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a request's frequencies are a function of its length (longrope, dynamic)."""
+        return isinstance(self.scaling, LongRoPEScalingParams | DynamicRopeScalingParams)
+
     def inv_freq(self, length: int) -> Float32Array:
         """Inverse frequencies for a request of `length` tokens, float32 `[rot_dim / 2]`, radians per token."""
         scaling = self.scaling
@@ -170,6 +175,11 @@ class RotaryEmbedding:
         if isinstance(scaling, YarnRopeScalingParams):
             return _yarn_attention_factor(scaling)
         return 1.0
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether requests of different lengths can have different frequencies."""
+        return isinstance(self.scaling, (LongRoPEScalingParams, DynamicRopeScalingParams))
 
     def request_length(self, prompt_length: int, total_length: int) -> int:
         """The length that decides a request's frequencies: the prompt's for dynamic scaling, else all tokens so far."""

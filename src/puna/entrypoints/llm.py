@@ -1,0 +1,359 @@
+"""`LLM`: a model, its tokenizer and the loop, wired together for one process.
+
+This is where the layers meet: names become files, files become weights, weights a program; text becomes tokens, and
+tokens text again. Nothing below this module knows of text, nothing above it of tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from puna.driver import CPU
+from puna.engine import InferenceSession
+from puna.errors import InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
+from puna.graph.weights import GGUFWeights
+from puna.models import DEFAULT_MODEL, find_model
+from puna.pipelines.architectures import register_all_models
+from puna.pipelines.batch import FinishReason, GenerationDelta
+from puna.pipelines.context import EOSTracker, LogProbabilities, TextContext, TokenBuffer
+from puna.pipelines.kv_cache import PagedKVCacheManager, machine_memory, plan_num_blocks
+from puna.pipelines.lib import (
+    PIPELINE_REGISTRY,
+    KVCacheConfig,
+    MAXModelConfig,
+    PipelineConfig,
+    PipelineRuntimeConfig,
+)
+from puna.pipelines.request import GenerateRequest, RequestID, SamplingParamsInput
+from puna.pipelines.sampling import Sampler
+from puna.pipelines.scheduler import Scheduler, SchedulerLimits
+from puna.pipelines.text_generation import TextGenerationPipeline
+from puna.tokenization import IncrementalDetokenizer, StopStringChecker, Tokenizer, load_tokenizer_async
+
+Precision = Literal["auto", "float32"]
+
+_STEP_TOKENS: Final = 512  # large enough for matrix products, small enough to be interrupted soon
+_MARGIN: Final = 0.95  # of the available memory that weights may take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded.
+
+    Attributes:
+        dtype: `auto`: products take activations of 8 bits where the weights' format has integer kernels; `float32`:
+            every product takes float32 activations.
+        kv_cache_dtype: Element type of cached keys and values: `float32`, `float16`, `bfloat16`, or `auto` (float16).
+        max_length: Most tokens of a request; None: what the model and the memory allow.
+        num_threads: Threads that work on a step; None: as many as this process may use.
+        max_batch_size: Requests in a step.
+        page_size: Tokens of a page of the KV cache.
+        chat_template: A file with a template that replaces the model's own.
+        revision: Branch, tag or commit, for models on the hub.
+        use_prefix_cache: Whether requests with equal beginnings share pages.
+    """
+
+    dtype: Precision = "auto"
+    kv_cache_dtype: str = "auto"
+    max_length: int | None = None
+    num_threads: int | None = None
+    max_batch_size: int = 1
+    page_size: int = 128
+    chat_template: Path | None = None
+    revision: str | None = None
+    use_prefix_cache: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """What a step brought for a request.
+
+    Attributes:
+        text: New text; never a part of a character or of a stop string.
+        tokens: New tokens, those that give no text included.
+        finish_reason: Why the request ended, or None.
+        log_probabilities: One record per token where they were asked for.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    log_probabilities: tuple[LogProbabilities, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A finished text.
+
+    Attributes:
+        text: The text, without stop strings and control tokens.
+        token_ids: What the model generated, an end-of-sequence token included.
+        prompt_token_ids: What it was given.
+        finish_reason: Why it ended.
+        num_cached_tokens: Prompt tokens that were found in the cache.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request on its way through the loop, with what turns its tokens into text."""
+
+    context: TextContext
+    detokenizer: IncrementalDetokenizer
+    stops: StopStringChecker
+    text: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+
+
+class LLM:
+    """A loaded model that answers requests.
+
+    Not for several threads at once.
+
+    Args:
+        model: A `.gguf` file, a directory, a name on the hub, or `smollm2`.
+        options: How it is loaded.
+
+    Attributes:
+        tokenizer: Text to tokens and back.
+        sampling_defaults: What the checkpoint states about sampling; empty: nothing.
+        max_length: Most tokens of a request, prompt and output together.
+        notices: What a person should know about how it was loaded.
+        load_seconds: How long loading took.
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, options: LoadOptions | None = None) -> None:
+        begin = time.perf_counter()
+        self.options = options = options or LoadOptions()
+        self.name = model
+        register_all_models()
+        config = _model_config(model, options)
+        tokenizer = _start_tokenizer(config)
+        pipeline_config = PipelineConfig(
+            model=config,
+            runtime=PipelineRuntimeConfig(
+                max_batch_size=options.max_batch_size, max_batch_input_tokens=max(_STEP_TOKENS, options.max_batch_size)
+            ),
+        )
+        self.sampling_defaults: SamplingParamsInput = config.sampling_params_defaults
+        self._model, self._pipeline, cache_tokens = _load_pipeline(pipeline_config, options)
+        max_seq_len = self._model.max_seq_len
+        self.max_length = min(max_seq_len, cache_tokens)
+        self.notices: tuple[str, ...] = ()
+        if self.max_length < max_seq_len:
+            self.notices = (f"memory holds a context of {self.max_length} tokens, the model would take {max_seq_len}",)
+        self.tokenizer: Tokenizer = tokenizer.result()
+        self.load_seconds = time.perf_counter() - begin
+
+    def encode(self, request: GenerateRequest) -> list[int]:
+        """The prompt's tokens.
+
+        Raises:
+            UnsupportedModelError: Messages were given and the model has no chat template.
+            InvalidRequestError: The prompt is empty, or holds what is no text or no token.
+        """
+        if request.token_ids is not None:
+            ids = [int(token) for token in request.token_ids]
+        elif request.messages is not None:
+            template = self.tokenizer.chat_template
+            if template is None:
+                raise UnsupportedModelError(
+                    "chat template", None, file=self.name, supported="a plain prompt, or a template of your own"
+                )
+            text = template.render(request.messages, variables=request.chat_template_kwargs)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        else:
+            ids = self.tokenizer.encode(request.text or "")
+        if not ids:
+            raise InvalidRequestError("is empty, and this model has no token that begins a text", param="prompt")
+        return ids
+
+    def stream(self, request: GenerateRequest, prompt_ids: Sequence[int] | None = None) -> Iterator[TextDelta]:
+        """Answers one request; text comes as it is made. An iterator that is dropped ends the request.
+
+        Args:
+            request: The prompt and how to answer it.
+            prompt_ids: The prompt's tokens, when `encode` made them already.
+
+        Raises:
+            InvalidRequestError: The prompt does not fit.
+            PunaError: The request failed while it ran.
+        """
+        active = self._begin(request, prompt_ids)
+        try:
+            while active.finish_reason is None:
+                for delta in self._pipeline.step():
+                    if delta.request_id == active.context.request_id:
+                        yield self._take(active, delta)
+        finally:
+            self._pipeline.abort(active.context.request_id)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Answers several requests together, in the order in which they were given.
+
+        Raises:
+            As `stream`.
+        """
+        active: dict[RequestID, _Request] = {}
+        try:
+            for request in requests:
+                begun = self._begin(request, None)
+                active[begun.context.request_id] = begun
+            while self._pipeline.has_work:
+                for delta in self._pipeline.step():
+                    self._take(active[delta.request_id], delta)
+        finally:
+            for request_id in active:
+                self._pipeline.abort(request_id)
+        return [_finished(item) for item in active.values()]
+
+    def _begin(self, request: GenerateRequest, prompt_ids: Sequence[int] | None) -> _Request:
+        ids = list(prompt_ids) if prompt_ids is not None else self.encode(request)
+        if request.model_name not in (None, self.name):
+            raise InvalidRequestError(f"{request.model_name!r} is not loaded; there is: {self.name}", param="model")
+        params = request.sampling_params
+        if len(ids) >= self.max_length:
+            raise InvalidRequestError(
+                f"it has {len(ids)} tokens, {len(ids) - self.max_length + 1} more than the context of "
+                f"{self.max_length} tokens leaves room for",
+                param="prompt",
+            )
+        room = self.max_length - len(ids)
+        ends = frozenset(self.tokenizer.eos_token_ids) | frozenset(params.stop_token_ids or ())
+        context = TextContext(
+            tokens=TokenBuffer(np.array(ids, dtype=np.int64)),
+            max_length=len(ids) + min(room, params.max_new_tokens or room),
+            request_id=request.request_id,
+            eos_tracker=EOSTracker(ends, eos_stop_strings=params.stop or ()),
+            sampling_params=params,
+            model_name=request.model_name,
+            log_probabilities=request.logprobs,
+            log_probabilities_echo=request.echo,
+            # Rows beyond the tokenizer are padding; tokens beyond the rows cannot be read.
+            vocab_size=min(self.tokenizer.vocab_size, self._model.config.vocab_size),
+        )
+        self._pipeline.add(context)
+        # An answer is a text of its own; a continuation goes on where the prompt ends.
+        before = [] if request.messages is not None else ids
+        return _Request(context, IncrementalDetokenizer(self.tokenizer, before), StopStringChecker(params.stop or ()))
+
+    def _take(self, active: _Request, delta: GenerationDelta) -> TextDelta:
+        """Turns a delta's tokens into text. A stop string ends the request, as a message from here back to the loop."""
+        if delta.error is not None:
+            raise delta.error
+        finish = delta.finish_reason
+        text = ""
+        tokens: list[int] = []
+        for token in delta.tokens:
+            tokens.append(token)
+            result = active.stops.add(active.detokenizer.add(token))
+            text += result.text
+            if result.stop is not None:
+                finish = FinishReason.STOP
+                self._pipeline.abort(active.context.request_id)
+                break
+        if finish is not None and active.stops.stopped is None:
+            last = active.stops.add(active.detokenizer.flush())
+            text += last.text if last.stop is not None else last.text + active.stops.flush()
+        active.text.append(text)
+        active.tokens += tokens
+        active.finish_reason = finish
+        active.num_cached_tokens = delta.num_cached_tokens
+        return TextDelta(text, tuple(tokens), finish, delta.log_probabilities)
+
+
+def _finished(active: _Request) -> Generation:
+    assert active.finish_reason is not None, "a request of a finished loop has no end"
+    prompt = active.context.tokens.all[: active.context.admission_length]
+    return Generation(
+        text="".join(active.text),
+        token_ids=tuple(active.tokens),
+        prompt_token_ids=tuple(prompt.tolist()),
+        finish_reason=active.finish_reason,
+        num_cached_tokens=active.num_cached_tokens,
+    )
+
+
+def _model_config(model: str, options: LoadOptions) -> MAXModelConfig:
+    files = find_model(model, revision=options.revision)
+    return MAXModelConfig(
+        model_path=str(files.path),
+        served_model_name=model,
+        max_length=options.max_length,
+        chat_template=options.chat_template,
+        kv_cache=KVCacheConfig(
+            kv_cache_page_size=options.page_size,
+            kv_cache_format=options.kv_cache_dtype,
+            enable_prefix_caching=options.use_prefix_cache,
+        ),
+    )
+
+
+def _start_tokenizer(config: MAXModelConfig) -> Future[Tokenizer]:
+    """Loads the tokenizer beside the weights."""
+    template = config.read_chat_template()
+    weights = config.weights
+    if isinstance(weights, GGUFWeights):
+        return load_tokenizer_async(weights.metadata, chat_template=template, name=config.files.path.name)
+    return load_tokenizer_async(config.files.path, chat_template=template)
+
+
+def _load_pipeline(config: PipelineConfig, options: LoadOptions) -> tuple[Any, TextGenerationPipeline, int]:
+    """The loaded model, the loop over it, and how many tokens of one request its cache holds."""
+    architecture = PIPELINE_REGISTRY.retrieve(config)
+    model_config = config.model
+    _require_room_for_weights(model_config.files.size_bytes)
+    session = InferenceSession(num_threads=options.num_threads, precision=options.dtype)
+    weights_format = model_config.weights_format
+    assert weights_format is not None, "a resolved model has weights"
+    model: Any = architecture.pipeline_model(
+        config,
+        session,
+        [CPU()],
+        model_config.kv_cache,
+        model_config.weights,
+        adapter=architecture.weight_adapters.get(weights_format),
+    )
+    num_blocks = plan_num_blocks(
+        model.kv_params,
+        machine_memory(),
+        max_seq_len=model.max_seq_len,
+        max_batch_size=options.max_batch_size,
+        utilization=model_config.kv_cache.device_memory_utilization,
+        may_shrink=options.max_length is None,
+    )
+    kv = PagedKVCacheManager(model.kv_params, num_blocks)
+    runtime = config.runtime
+    limits = SchedulerLimits(
+        max_batch_size=options.max_batch_size,
+        max_step_tokens=runtime.max_batch_input_tokens,
+        use_chunks=runtime.enable_chunked_prefill,
+        admission_watermark=runtime.kvcache_ce_watermark,
+    )
+    rope = model.rope
+    scheduler = Scheduler(kv, limits, rope if rope.depends_on_length else None)
+    return model, TextGenerationPipeline(model, kv, scheduler, Sampler(), session), kv.max_tokens
+
+
+def _require_room_for_weights(needed: int) -> None:
+    """Weights are packed into memory of their own; refuse before the machine starts to swap or kills the process."""
+    memory = machine_memory()
+    if needed > memory.available * _MARGIN:
+        raise InsufficientMemoryError(
+            "the model's weights", needed, int(memory.available * _MARGIN), "use a smaller model or quantization"
+        )

@@ -1,0 +1,265 @@
+"""What a model's headers tell before any weight is read: its shape, its parts, what it will take and how fast it can
+be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from puna.dtype import DType
+from puna.graph.weights import GGUFWeights, Weights
+from puna.models import ModelFiles, find_model
+from puna.pipelines.architectures import register_all_models
+from puna.pipelines.kv_cache import MachineMemory
+from puna.pipelines.lib import PIPELINE_REGISTRY, KVCacheConfig, MAXModelConfig, PipelineConfig, SupportedArchitecture
+from puna.tokenization import Tokenizer, load_tokenizer
+
+# Tensor class -> what its names contain, in Hugging Face's and in GGUF's spelling; the first that fits counts.
+_CLASSES: Final = (
+    ("norms", re.compile(r"norm")),
+    ("embedding", re.compile(r"embed_tokens|token_embd|wte")),
+    ("attention", re.compile(r"attn")),
+    ("mlp", re.compile(r"mlp|ffn")),
+    ("output", re.compile(r"lm_head|^output\.")),
+)
+_HIDDEN_KNOBS: Final = frozenset(
+    {"kv_params", "devices", "lora_config", "return_logits", "return_hidden_states", "norm_dtype"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One number or switch of a model, and where it was read: a key of the file, or `default`."""
+
+    name: str
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredClass:
+    """Tensors of one class in one encoding.
+
+    Attributes:
+        tensor_class: `embedding`, `attention`, `mlp`, `norms`, `output` or `other`.
+        encoding: Their encoding, by GGUF's or DType's name.
+        tensors: How many there are.
+        elements: Their elements together.
+        size_bytes: Their bytes together, as stored.
+    """
+
+    tensor_class: str
+    encoding: str
+    tensors: int
+    elements: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes that a model takes, by part.
+
+    Attributes:
+        weights: Packed weights; about as large as the stored ones.
+        kv_cache_per_token: Cached keys and values of one token.
+        kv_cache: Those of a request of the full context.
+        activations: Scratch of a step, estimated from its widest buffers.
+        available: What this process could have now.
+    """
+
+    weights: int
+    kv_cache_per_token: int
+    kv_cache: int
+    activations: int
+    available: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedEstimate:
+    """What this machine's measured limits allow: a bound, which kernels come near to and never pass.
+
+    Attributes:
+        read_gbps: Memory bandwidth of all threads, in GB/s.
+        f32_gflops: Float32 multiply-adds, counted as two operations each, in GFLOP/s.
+        int8_gops: 8-bit integer multiply-adds, likewise.
+        prompt_tokens_per_s: Prompt tokens per second: bound by arithmetic.
+        generation_tokens_per_s: Generated tokens per second at the beginning of a text: bound by reading weights.
+    """
+
+    read_gbps: float
+    f32_gflops: float
+    int8_gops: float
+    prompt_tokens_per_s: float
+    generation_tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """A model whose headers were read and whose weights were not.
+
+    Attributes:
+        name: The name that was given.
+        files: Where it is.
+        config: Options and files.
+        pipeline_config: The same, resolved.
+        architecture: Its family.
+        arch_config: Its numbers.
+    """
+
+    name: str
+    files: ModelFiles
+    config: MAXModelConfig
+    pipeline_config: PipelineConfig
+    architecture: SupportedArchitecture
+    arch_config: Any
+
+    def knobs(self) -> list[Knob]:
+        """Every number and switch that shapes the computation, with the place it was read from."""
+        found: list[Knob] = []
+        sources = getattr(self.config.huggingface_config, "sources", {})
+        for item in fields(self.arch_config):
+            value = getattr(self.arch_config, item.name)
+            if item.name in _HIDDEN_KNOBS or value is None:
+                continue
+            found.append(Knob(item.name, _plain(value), _source(item.name, sources)))
+        return found
+
+    def stored_classes(self) -> list[StoredClass]:
+        """Tensors by class and encoding, in the order of a pass."""
+        totals: dict[tuple[str, str], list[int]] = {}
+        for name, tensor in self.config.weights.items():
+            total = totals.setdefault((_class_of(name), _encoding_of(tensor)), [0, 0, 0])
+            total[0] += 1
+            total[1] += _elements(tensor.shape)
+            total[2] += _stored_bytes(tensor)
+        order = [name for name, _pattern in _CLASSES] + ["other"]
+        keys = sorted(totals, key=lambda key: (order.index(key[0]), key[1]))
+        return [StoredClass(*key, *totals[key]) for key in keys]
+
+    def memory(self, step_tokens: int, machine: MachineMemory) -> MemoryPlan:
+        """What the model takes with a step of `step_tokens` tokens."""
+        params = self.arch_config.kv_params
+        config = self.arch_config
+        heads = config.num_attention_heads + 2 * config.num_key_value_heads
+        widths = 3 * config.hidden_size + (heads + config.num_attention_heads) * params.head_dim
+        widths += 3 * config.intermediate_size
+        return MemoryPlan(
+            weights=sum(item.size_bytes for item in self.stored_classes()),
+            kv_cache_per_token=params.bytes_per_token,
+            kv_cache=params.num_blocks_for(config.max_seq_len) * params.bytes_per_block,
+            activations=4 * (step_tokens * widths + config.vocab_size),
+            available=machine.available,
+        )
+
+    def speed(self, limits: Mapping[str, float], has_integer_kernel: Mapping[str, bool]) -> SpeedEstimate:
+        """Bounds for prompt and generation.
+
+        A generated token reads every matrix once; of the embedding only when it is the output matrix too. A prompt
+        token takes two operations per element of the matrices, the output's left out.
+
+        Args:
+            limits: What `puna._native.measure_limits` measured.
+            has_integer_kernel: For each encoding whether its products run on 8-bit integers.
+        """
+        stored = self.stored_classes()
+        has_output = any(item.tensor_class == "output" for item in stored)
+        read = 0
+        seconds = 0.0
+        for item in stored:
+            if item.tensor_class == "embedding" and has_output:
+                continue
+            read += item.size_bytes
+            if item.tensor_class in ("attention", "mlp", "other"):
+                rate = limits["int8_gops"] if has_integer_kernel.get(item.encoding, False) else limits["f32_gflops"]
+                seconds += 2 * item.elements / (rate * 1e9)
+        return SpeedEstimate(
+            read_gbps=limits["read_gbps"],
+            f32_gflops=limits["f32_gflops"],
+            int8_gops=limits["int8_gops"],
+            prompt_tokens_per_s=1 / seconds if seconds else 0.0,
+            generation_tokens_per_s=limits["read_gbps"] * 1e9 / read if read else 0.0,
+        )
+
+
+def open_header(model: str, *, revision: str | None = None, kv_cache_dtype: str = "auto") -> ModelHeader:
+    """Reads a model's headers.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+        UnsupportedModelError: It is of a kind that is not run.
+        WeightsError: Its files are damaged.
+    """
+    register_all_models()
+    files = find_model(model, revision=revision)
+    config = MAXModelConfig(
+        model_path=str(files.path), served_model_name=model, kv_cache=KVCacheConfig(kv_cache_format=kv_cache_dtype)
+    )
+    pipeline_config = PipelineConfig(model=config)
+    architecture = PIPELINE_REGISTRY.retrieve(pipeline_config)
+    return ModelHeader(
+        model, files, config, pipeline_config, architecture, architecture.config.initialize(pipeline_config)
+    )
+
+
+def open_tokenizer(model: str, *, revision: str | None = None, chat_template: Path | None = None) -> Tokenizer:
+    """Loads a model's tokenizer, without its weights.
+
+    Raises:
+        As `open_header`.
+    """
+    files = find_model(model, revision=revision)
+    config = MAXModelConfig(model_path=str(files.path), served_model_name=model, chat_template=chat_template)
+    return tokenizer_of(config)
+
+
+def tokenizer_of(config: MAXModelConfig) -> Tokenizer:
+    """The tokenizer of a model whose files were found."""
+    template = config.read_chat_template()
+    weights: Weights = config.weights
+    if isinstance(weights, GGUFWeights):
+        return load_tokenizer(weights.metadata, chat_template=template, name=config.files.path.name)
+    return load_tokenizer(config.files.path, chat_template=template)
+
+
+def _class_of(name: str) -> str:
+    return next((label for label, pattern in _CLASSES if pattern.search(name)), "other")
+
+
+def _encoding_of(tensor: Weights) -> str:
+    encoding = tensor.quantization_encoding
+    return encoding.name if encoding is not None else _GGML_NAMES.get(tensor.dtype, str(tensor.dtype))
+
+
+_GGML_NAMES: Final = {DType.float32: "F32", DType.float16: "F16", DType.bfloat16: "BF16"}
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count
+
+
+def _stored_bytes(tensor: Weights) -> int:
+    from puna.graph.weights.weight_data import stored_bytes
+
+    return stored_bytes(tensor.shape, tensor.dtype, tensor.quantization_encoding)
+
+
+def _source(name: str, sources: Mapping[str, str]) -> str:
+    return sources.get(name, "default")
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON knows."""
+    if isinstance(value, Enum):
+        return value.value if isinstance(value.value, str) else value.name
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"kind": type(value).__name__} | {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str)) or value is None else str(value)
