@@ -26,8 +26,17 @@ _CLASSES: Final = (
     ("mlp", re.compile(r"mlp|ffn")),
     ("output", re.compile(r"lm_head|^output\.")),
 )
-_HIDDEN_KNOBS: Final = frozenset(
-    {"kv_params", "devices", "lora_config", "return_logits", "return_hidden_states", "norm_dtype"}
+# Fields that say how the model is run here, not what it computes.
+_RUN_FIELDS: Final = frozenset(
+    {
+        "kv_params",
+        "devices",
+        "lora_config",
+        "return_logits",
+        "return_hidden_states",
+        "use_subgraphs",
+        "data_parallel_degree",
+    }
 )
 
 
@@ -105,7 +114,6 @@ class ModelHeader:
         name: The name that was given.
         files: Where it is.
         config: Options and files.
-        pipeline_config: The same, resolved.
         architecture: Its family.
         arch_config: Its numbers.
     """
@@ -113,7 +121,6 @@ class ModelHeader:
     name: str
     files: ModelFiles
     config: MAXModelConfig
-    pipeline_config: PipelineConfig
     architecture: SupportedArchitecture
     arch_config: Any
 
@@ -123,7 +130,7 @@ class ModelHeader:
         sources = getattr(self.config.huggingface_config, "sources", {})
         for item in fields(self.arch_config):
             value = getattr(self.arch_config, item.name)
-            if item.name in _HIDDEN_KNOBS or value is None:
+            if item.name in _RUN_FIELDS or value is None:
                 continue
             found.append(Knob(item.name, _plain(value), _source(item.name, sources)))
         return found
@@ -200,9 +207,7 @@ def open_header(model: str, *, revision: str | None = None, kv_cache_dtype: str 
     )
     pipeline_config = PipelineConfig(model=config)
     architecture = PIPELINE_REGISTRY.retrieve(pipeline_config)
-    return ModelHeader(
-        model, files, config, pipeline_config, architecture, architecture.config.initialize(pipeline_config)
-    )
+    return ModelHeader(model, files, config, architecture, architecture.config.initialize(pipeline_config))
 
 
 def open_tokenizer(model: str, *, revision: str | None = None, chat_template: Path | None = None) -> Tokenizer:

@@ -20,8 +20,13 @@ _STEP_TOKENS: Final = 512
 
 @click.command()
 @click.argument("model", metavar="MODEL")
-@click.option("--kv-cache-dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto",
-              show_default=True, help="Element type of cached keys and values; auto is float16.")  # fmt: skip
+@click.option(
+    "--kv-cache-dtype",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Element type of cached keys and values; auto is float16.",
+)
 @click.option(
     "--probe/--no-probe", default=True, show_default=True, help="Measure this machine for the estimate of speed."
 )
