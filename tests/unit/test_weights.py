@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -293,3 +295,26 @@ def test_a_view_outlives_the_tree_and_the_file(tmp_path: Path) -> None:
     data = load_weights(path)["x"].data().data
     shutil.rmtree(tmp_path)
     assert data.astype(np.float32).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_file_that_changes_is_noticed_within_its_last_page(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    raw = wb.safetensors({"x": wb.entry("F32", [8], 0, 32)}, np.ones(8, "<f4").tobytes())
+    for change in (lambda: os.truncate(path, len(raw) - 4), lambda: path.write_bytes(raw[:-4] + b"abcd")):
+        path.write_bytes(raw)
+        os.utime(path, ns=(0, 0))
+        weight = load_weights(path)["x"].data()
+        assert weight.to_float32().sum() == 8
+        change()
+        with pytest.raises(WeightsError, match=r"'x'.*cut or changed while it was being read"):
+            weight.to_float32()
+
+
+def test_files_are_closed(tmp_path: Path) -> None:
+    path = shard(tmp_path / "a.safetensors", "x")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    weights = [load_weights(path) for _ in range(5)]
+    assert len(list(Path("/proc/self/fd").iterdir())) > before
+    del weights
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

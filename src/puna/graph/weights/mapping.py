@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import weakref
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +19,10 @@ PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class MappedWeights:
-    """The bytes of one regular file, read only and zero-copy. They stay valid as long as this object or a view of it
-    lives.
+    """The bytes of one regular file, read only and zero-copy, for as long as this object or a view of it lives.
 
-    A file may be cut by another process while it is mapped. Its missing pages then read as zeros and the mapping is
-    marked as damaged; `check` turns that into an error, so whoever has read data calls it before using what was read.
+    A file may be cut or overwritten by another process while it is mapped. Its missing pages then read as zeros instead
+    of ending the process, and `check` raises, so whoever has read data calls it before using what was read.
 
     Args:
         path: the file.
@@ -31,7 +31,7 @@ class MappedWeights:
         WeightsError: the file is missing, cannot be read, is empty, is no regular file, or is a pickle by its name.
     """
 
-    __slots__ = ("_map", "array", "data", "path", "size")
+    __slots__ = ("__weakref__", "_descriptor", "_map", "_modified", "array", "data", "path", "size")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -42,28 +42,30 @@ class MappedWeights:
                 file=self.path,
             )
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise WeightsError(f"cannot be opened: {error.strerror}", file=self.path) from error
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise WeightsError("is not a regular file", file=self.path)
-            if status.st_size == 0:
-                raise WeightsError("is empty", file=self.path)
-            self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
+            # Without O_NONBLOCK, opening a pipe would wait for its writer.
+            self._descriptor: Final = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise WeightsError(f"cannot be opened: {reason}", file=self.path) from error
+        weakref.finalize(self, os.close, self._descriptor)
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise WeightsError("is not a regular file", file=self.path)
+        if status.st_size == 0:
+            raise WeightsError("is empty", file=self.path)
+        self._modified: Final = status.st_mtime_ns
+        self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
         self.size: Final[int] = len(self._map)
         self.array: Final[np.ndarray[Any, np.dtype[np.uint8]]] = np.frombuffer(self._map, np.uint8)
         self.data: Final = memoryview(self._map)
 
     @property
     def damaged(self) -> bool:
-        """Whether a page was missing when it was read, because the file became shorter."""
-        return False
+        """Whether the file has another length or was written to since it was mapped, or a page of it was missing."""
+        status = os.fstat(self._descriptor)
+        return (status.st_size, status.st_mtime_ns) != (self.size, self._modified)
 
     def check(self, tensor: str | None = None) -> None:
-        """Raises WeightsError if the file became shorter while it was being read."""
+        """Raises WeightsError if the file is damaged."""
         if self.damaged:
             raise WeightsError("the file was cut or changed while it was being read", file=self.path, tensor=tensor)
