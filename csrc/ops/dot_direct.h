@@ -36,18 +36,18 @@ template <class W, int T>
       for (int line = 0; line < W::kUnitBytes; line += 64) __builtin_prefetch(unit + kPrefetchBytes + line);
     }
     for (int block = 0; block < kBlocks; ++block, offset += kA8BlockBytes) {
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
       for (int p = 0; p < kParts; ++p) {
         bvec w[8];
         load_operands<W>(unit, block, p, w);
         const fvec scale = W::scale(unit, block, p);
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
         for (int t = 0; t < T; ++t) {
           const uint8_t* x = row[t] + offset;
           fvec f;
           if constexpr (W::kSubScales) {
             ivec low = start_half<W::kZero>(x + kA8MinusPairs), high = start_half<W::kZero>(x + kA8MinusPairs + 4);
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
             for (int i = 0; i < 4; ++i) {
               low = dot4(low, w[i], x + 4 * i);
               high = dot4(high, w[i + 4], x + 16 + 4 * i);
@@ -57,7 +57,7 @@ template <class W, int T>
             f = fma(cvt_f32(low), nload_i8(W::sub_scale(unit, block, 0, p)), f);
           } else {
             ivec sum = start<W::kZero, W::kSigned>(x + kA8Minus8);
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
             for (int i = 0; i < 8; ++i) sum = dot4(sum, w[i], x + 4 * i);
             f = cvt_f32(sum);
           }

@@ -18,11 +18,19 @@
 namespace puna::PUNA_NS {
 namespace {
 
+// Several rows as one tile; row by row where nothing is gained from sharing the weights and compilers struggle.
+template <class W, int T>
+void tile_of(const uint8_t* panel, int64_t units, const uint8_t* const* rows, float* acc) {
+  if constexpr (kUnroll > 1) {
+    integer_tile<W, T>(panel, units, rows, acc);
+  } else {
+    for (int t = 0; t < T; ++t) integer_tile<W, 1>(panel, units, rows + t, acc + kPanelRows * t);
+  }
+}
+
 template <class W>
 IntegerTiles tiles() {
-  return {W::kUnitElements,
-          W::kUnitBytes,
-          {integer_tile<W, 1>, integer_tile<W, 2>, integer_tile<W, 4>, integer_tile<W, 8>}};
+  return {W::kUnitElements, W::kUnitBytes, {tile_of<W, 1>, tile_of<W, 2>, tile_of<W, 4>, tile_of<W, 8>}};
 }
 
 }  // namespace

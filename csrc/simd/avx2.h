@@ -163,6 +163,10 @@ PUNA_INLINE int32_t reduce_add_i32(i32x16 a) {
 
 // ---- native vectors -------------------------------------------------------------------------------------------
 
+// How far loops over the operands of a tile are unrolled.
+inline constexpr int kUnroll = 8;
+// Rows of a float32 tile of sixteen outputs: their sums take twelve of the 16 registers.
+inline constexpr int kFloatRows = 6;
 inline constexpr int kNativeRows = 8;
 inline constexpr int kParts = 2;
 PUNA_INLINE fvec part(f32x16 a, int i) { return {i == 0 ? a.lo : a.hi}; }

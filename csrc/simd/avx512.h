@@ -112,6 +112,10 @@ using ivec = i32x16;
 struct bvec {
   __m512i v;
 };
+// How far loops over the operands of a tile are unrolled.
+inline constexpr int kUnroll = 8;
+// Rows of a float32 tile of sixteen outputs.
+inline constexpr int kFloatRows = 12;
 inline constexpr int kNativeRows = 16;
 inline constexpr int kParts = 1;
 PUNA_INLINE fvec part(f32x16 a, int) { return a; }
@@ -146,6 +150,35 @@ PUNA_INLINE bvec blookup(const uint8_t* table, bvec index) {
 // Tells the compiler that a value must be in a register here: gcc otherwise moves and re-associates across it.
 PUNA_INLINE void pin(ivec& a) { __asm__("" : "+v"(a.v)); }
 PUNA_INLINE void pin(fvec& a) { __asm__("" : "+v"(a.v)); }
+
+// Integer products, for csrc/ops/dot_direct.h. vpdpbusd takes its first factor unsigned: signed codes are shifted by 128,
+// and a sum starts at minus the zero point times the sum of the activations.
+template <int Zero, bool Signed>
+PUNA_INLINE bvec operand(bvec codes) {
+  if constexpr (Signed) return bxor(codes, bset1(0x80));
+  else return codes;
+}
+// `minus8` is -8 times the sum of the activations, `minus_pair` two int16 that add up to minus their sum.
+template <int Zero, bool Signed>
+PUNA_INLINE ivec start(const uint8_t* minus8) {
+  constexpr int zero_point = Signed ? 128 : Zero;
+  if constexpr (zero_point == 0) return {_mm512_setzero_si512()};
+  int32_t x;
+  memcpy(&x, minus8, sizeof x);
+  return {_mm512_slli_epi32(_mm512_set1_epi32(x), static_cast<unsigned>(__builtin_ctz(zero_point | 256) - 3))};
+}
+template <int Zero>
+PUNA_INLINE ivec start_half(const uint8_t* minus_pair) {
+  int32_t x;
+  memcpy(&x, minus_pair, sizeof x);
+  return {_mm512_madd_epi16(_mm512_set1_epi32(x), _mm512_set1_epi16(Zero))};
+}
+// acc + the products of four codes and four activations in each lane.
+PUNA_INLINE ivec dot4(ivec acc, bvec codes, const uint8_t* activations) {
+  int32_t x;
+  memcpy(&x, activations, sizeof x);
+  return {_mm512_dpbusd_epi32(acc.v, codes.v, _mm512_set1_epi32(x))};
+}
 
 // Software prefetch of the weight stream: 1 KB ahead took one-row products from 28 to 33 GB/s.
 inline constexpr int kPrefetchBytes = 1024;

@@ -200,6 +200,10 @@ PUNA_INLINE int32_t reduce_add_i32(i32x16 a) {
 
 // ---- native vectors -------------------------------------------------------------------------------------------
 
+// How far loops over the operands of a tile are unrolled.
+inline constexpr int kUnroll = 8;
+// Rows of a float32 tile of sixteen outputs: their sums take 24 of the 32 registers.
+inline constexpr int kFloatRows = 6;
 inline constexpr int kNativeRows = 4;
 inline constexpr int kParts = 4;
 PUNA_INLINE fvec part(f32x16 a, int i) { return {i == 0 ? a.q0 : i == 1 ? a.q1 : i == 2 ? a.q2 : a.q3}; }
@@ -247,6 +251,27 @@ PUNA_INLINE bvec blookup(const uint8_t* table, bvec index) { return {vqtbl1q_u8(
 // Tells the compiler that a value must be in a register here: gcc otherwise moves and re-associates across it.
 PUNA_INLINE void pin(ivec& a) { __asm__("" : "+w"(a.v)); }
 PUNA_INLINE void pin(fvec& a) { __asm__("" : "+w"(a.v)); }
+
+// Integer products, for csrc/ops/dot_direct.h: the zero point is taken out of the codes, which then are signed.
+template <int Zero, bool Signed>
+PUNA_INLINE bvec operand(bvec codes) {
+  if constexpr (Zero == 0) return codes;
+  else return {vsubq_u8(codes.v, vdupq_n_u8(Zero))};
+}
+template <int Zero, bool Signed>
+PUNA_INLINE ivec start(const uint8_t*) {
+  return {vdupq_n_s32(0)};
+}
+template <int Zero>
+PUNA_INLINE ivec start_half(const uint8_t*) {
+  return {vdupq_n_s32(0)};
+}
+// acc + the products of four codes and four activations in each lane.
+PUNA_INLINE ivec dot4(ivec acc, bvec codes, const uint8_t* activations) {
+  int32_t x;
+  memcpy(&x, activations, sizeof x);
+  return {vdotq_s32(acc.v, vreinterpretq_s8_u8(codes.v), vreinterpretq_s8_s32(vdupq_n_s32(x)))};
+}
 
 inline constexpr int kPrefetchBytes = 0;
 

@@ -108,6 +108,10 @@ using ivec = i32x16;
 struct bvec {
   uint64_t v[8];
 };
+// How far loops over the operands of a tile are unrolled: not at all, for the compiler's sake.
+inline constexpr int kUnroll = 1;
+// Rows of a float32 tile of sixteen outputs.
+inline constexpr int kFloatRows = 4;
 inline constexpr int kNativeRows = 16;
 inline constexpr int kParts = 1;
 PUNA_INLINE fvec part(f32x16 a, int) { return a; }
@@ -160,6 +164,33 @@ PUNA_INLINE fvec odd_bf16(bvec a) {
   PUNA_LANES(fvec, float_of(lanes[i] & 0xffff0000u));
 }
 PUNA_INLINE void pin(ivec&) {}
+
+// Integer products, for csrc/ops/dot_direct.h: the zero point is taken out of the codes, which then are signed.
+template <int Zero, bool Signed>
+PUNA_INLINE bvec operand(bvec codes) {
+  uint8_t bytes[64];
+  memcpy(bytes, codes.v, sizeof bytes);
+  for (int i = 0; i < 64; ++i) bytes[i] = static_cast<uint8_t>(bytes[i] - Zero);
+  return bload(bytes);
+}
+template <int Zero, bool Signed>
+PUNA_INLINE ivec start(const uint8_t*) {
+  return set1_i32(0);
+}
+template <int Zero>
+PUNA_INLINE ivec start_half(const uint8_t*) {
+  return set1_i32(0);
+}
+// acc + the products of four codes and four activations in each lane.
+PUNA_INLINE ivec dot4(ivec acc, bvec codes, const uint8_t* activations) {
+  int8_t w[64], a[4];
+  memcpy(w, codes.v, sizeof w);
+  memcpy(a, activations, sizeof a);
+  for (int i = 0; i < 16; ++i) {
+    acc.v[i] += w[4 * i] * a[0] + w[4 * i + 1] * a[1] + w[4 * i + 2] * a[2] + w[4 * i + 3] * a[3];
+  }
+  return acc;
+}
 
 inline constexpr int kPrefetchBytes = 0;
 
