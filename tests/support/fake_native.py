@@ -115,6 +115,7 @@ class _Run:
                 self.run(self.program.subs[fields["sub"]], fields["weight_base"], fields["layer"])
                 self.base, self.layer = base, layer
             else:
+                _check_in_place(op, fields)
                 getattr(self, f"_{op}")(**fields)
 
     def _w(self, index: int) -> Any:
@@ -237,6 +238,14 @@ class _Run:
     def _offsets_out(self, output: int, mode: str) -> None:
         offsets = self.inputs["input_row_offsets"]
         self.outputs[output][...] = offsets if mode == "all" else np.arange(offsets.shape[0]) * self.n
+
+
+def _check_in_place(op: str, fields: dict[str, Any]) -> None:
+    """What is written is not read, but for sums over their terms, and what has only one buffer."""
+    in_place = {"add": ("a", "b"), "scale": ("x",), "matmul": ("residual",)}
+    reads = {fields[name] for name in OPERANDS[op].reads if name not in in_place.get(op, ())}
+    writes = {fields[name] for name in OPERANDS[op].writes if name not in OPERANDS[op].reads}
+    assert not (reads & writes) - {-1}, f"{op} writes over its operand: {fields}"
 
 
 class _AtLayerZero:

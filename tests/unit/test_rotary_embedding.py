@@ -128,6 +128,18 @@ def test_yarn_attention_factor() -> None:
     assert factor(mscale=0.5, mscale_all_dim=0.8) == pytest.approx(expected)
 
 
+def test_only_two_kinds_depend_on_the_length() -> None:
+    kinds = {
+        None: False,
+        LinearRopeScalingParams(2.0): False,
+        YarnRopeScalingParams(16.0, 32.0, 1.0, 4096): False,
+        DynamicRopeScalingParams(2.0, 2048): True,
+    }
+    for scaling, expected in kinds.items():
+        assert RotaryEmbedding(8, 8, 1e4, scaling).depends_on_length is expected
+    assert RotaryEmbedding(2, 2, 1e4, LongRoPEScalingParams([1.0], [2.0], 8, 16)).depends_on_length
+
+
 def test_spec_holds_what_the_program_needs() -> None:
     kind, facts = RotaryEmbedding(4, 4, 1e4).spec()
     assert kind == "fixed" and set(facts) == {"inv_freq", "attention_factor"}

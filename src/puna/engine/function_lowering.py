@@ -208,7 +208,7 @@ class FunctionLowering:
         self.define_forms(value, out, out_a8)
 
     def _scale(self, node: Node, factor: float, *, is_division: bool) -> None:
-        if self.products.defers_to_sum(node):
+        if not is_division and self.products.defers_to_sum(node):
             return
         value = node.outputs[0]
         x = self.placement.dense(node.inputs[0])
