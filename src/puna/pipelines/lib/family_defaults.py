@@ -1,0 +1,133 @@
+"""What a configuration means by the keys that it leaves out: a table per `model_type`.
+
+The values are those of transformers' configuration classes; a test compares the two. Types that are not listed have no
+defaults here, and their architectures are refused by the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+__all__ = ["FAMILIES", "FamilyDefaults"]
+
+_COMMON: Final = MappingProxyType({
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+})
+_LLAMA: Final = MappingProxyType({
+    **_COMMON,
+    "vocab_size": 32000,
+    "intermediate_size": 11008,
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "mlp_bias": False,
+})
+
+
+@dataclass(frozen=True)
+class FamilyDefaults:
+    """The defaults of one `model_type`.
+
+    Attributes:
+        architecture: The causal language model of this type, as `architectures` names it.
+        values: Key -> default. None for `num_key_value_heads` means as many as `num_attention_heads`.
+        rope_kinds: Kinds of rotary scaling that the reference computes for it, None for all.
+        has_partial_rotary: Whether the reference rotates only a share of a head where `partial_rotary_factor` says so.
+        old_rope_kinds: Names that older configurations of this type gave to a kind.
+    """
+
+    architecture: str
+    values: Mapping[str, Any]
+    rope_kinds: frozenset[str] | None = None
+    has_partial_rotary: bool = False
+    old_rope_kinds: Mapping[str, str] = field(default_factory=dict)
+
+
+FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
+    "llama": FamilyDefaults("LlamaForCausalLM", _LLAMA),
+    "mistral": FamilyDefaults(
+        "MistralForCausalLM",
+        MappingProxyType({
+            **_COMMON,
+            "vocab_size": 32000,
+            "intermediate_size": 14336,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 4096 * 32,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": 4096,
+        }),
+    ),
+    "qwen2": FamilyDefaults(
+        "Qwen2ForCausalLM",
+        MappingProxyType({
+            **_COMMON,
+            "vocab_size": 151936,
+            "intermediate_size": 22016,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }),
+    ),
+    "granite": FamilyDefaults(
+        "GraniteForCausalLM",
+        MappingProxyType({
+            **_LLAMA,
+            "embedding_multiplier": 1.0,
+            "residual_multiplier": 1.0,
+            "attention_multiplier": 1.0,
+            "logits_scaling": 1.0,
+        }),
+    ),
+    "phi3": FamilyDefaults(
+        "Phi3ForCausalLM",
+        MappingProxyType({
+            **_COMMON,
+            "vocab_size": 32064,
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_key_value_heads": None,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": None,
+            "eos_token_id": 32000,
+            "pad_token_id": 32000,
+        }),
+        rope_kinds=frozenset({"default", "longrope"}),
+        has_partial_rotary=True,
+        old_rope_kinds=MappingProxyType({"su": "longrope", "yarn": "longrope"}),
+    ),
+    "olmo": FamilyDefaults(
+        "OlmoForCausalLM",
+        MappingProxyType({
+            **_COMMON,
+            "vocab_size": 50304,
+            "intermediate_size": 11008,
+            "num_key_value_heads": None,
+            "max_position_embeddings": 2048,
+            "attention_bias": False,
+            "clip_qkv": None,
+            "pad_token_id": 1,
+            "bos_token_id": None,
+            "eos_token_id": 50279,
+        }),
+    ),
+})
+"""Defaults by `model_type`."""
