@@ -146,17 +146,12 @@ class LoweredProgram:
     main: Function
     functions: tuple[Function, ...]
 
-    def timeline(self) -> Iterator[tuple[Function, int, Instruction]]:
-        """Every instruction in the order in which it runs: its function, the number of that run, itself.
-
-        The main function is run 0; every call counts one up.
-        """
-        run = 0
+    def timeline(self) -> Iterator[tuple[CallInstruction | None, Instruction]]:
+        """Every instruction in the order in which it runs, with the call that it is part of (None: none)."""
         for instruction in self.main.instructions:
             if isinstance(instruction, CallInstruction):
-                run += 1
                 for inner in instruction.function.instructions:
                     assert isinstance(inner, Instruction)  # functions do not call functions
-                    yield instruction.function, run, inner
+                    yield instruction, inner
             else:
-                yield self.main, 0, instruction
+                yield None, instruction

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from puna.engine.instructions import BufferKind, LoweredProgram, RowClass, VirtualBuffer
+from puna.engine.instructions import BufferKind, CallInstruction, Function, LoweredProgram, RowClass, VirtualBuffer
 
 __all__ = ["MemoryPlan", "Slot", "live_ranges", "plan_memory"]
 
@@ -34,18 +34,18 @@ class MemoryPlan:
 
 def live_ranges(program: LoweredProgram) -> dict[VirtualBuffer, list[tuple[int, int]]]:
     """First and last mention of each virtual buffer, once per life, in ascending order."""
-    mentions: dict[VirtualBuffer, list[tuple[int, int]]] = {}  # (run, position)
-    functions: dict[VirtualBuffer, set[int]] = {}
-    for position, (function, run, instruction) in enumerate(program.timeline()):
+    mentions: dict[VirtualBuffer, list[tuple[CallInstruction | None, int]]] = {}
+    functions: dict[VirtualBuffer, set[Function]] = {}
+    for position, (call, instruction) in enumerate(program.timeline()):
         for buffer in (*instruction.reads, *instruction.writes):
-            mentions.setdefault(buffer, []).append((run, position))
-            functions.setdefault(buffer, set()).add(id(function))
+            mentions.setdefault(buffer, []).append((call, position))
+            functions.setdefault(buffer, set()).add(program.main if call is None else call.function)
     ranges: dict[VirtualBuffer, list[tuple[int, int]]] = {}
     for buffer, seen in mentions.items():
         is_local = len(functions[buffer]) == 1
-        lives: dict[int, tuple[int, int]] = {}
-        for run, position in seen:
-            key = run if is_local else 0
+        lives: dict[CallInstruction | None, tuple[int, int]] = {}
+        for call, position in seen:
+            key = call if is_local else None
             begin, _ = lives.get(key, (position, position))
             lives[key] = (begin, position)
         ranges[buffer] = list(lives.values())

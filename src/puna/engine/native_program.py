@@ -135,28 +135,27 @@ class _Emitter:
         self._ropes: dict[int, int] = {}
 
     def emit(self, lowered: LoweredProgram, weights: PackedWeights) -> None:
-        for _, _, instruction in lowered.timeline():
+        for _, instruction in lowered.timeline():
             self._declare_rope(instruction)
         main_index = self._declare_weights(lowered.main, "", weights)
         bases: dict[CallInstruction, int] = {}
-        for instruction in lowered.main.instructions:
-            if isinstance(instruction, CallInstruction):
-                names = self._declare_weights(instruction.function, instruction.prefix, weights)
-                bases[instruction] = min(names.values(), default=0)
-        subs: dict[int, int] = {}
+        for step in lowered.main.instructions:
+            if isinstance(step, CallInstruction):
+                names = self._declare_weights(step.function, step.prefix, weights)
+                bases[step] = min(names.values(), default=0)
+        subs: dict[Function, int] = {}
         for function in lowered.functions:
             self.program.begin_sub(function.name)
             index = {name: position for position, name in enumerate(function.weight_names)}
-            for instruction in function.instructions:
-                assert isinstance(instruction, Instruction)  # functions do not call functions
-                self._emit(instruction, index)
-            subs[id(function)] = self.program.end_sub()
-        for instruction in lowered.main.instructions:
-            if isinstance(instruction, CallInstruction):
-                sub = subs[id(instruction.function)]
-                self.program.emit("call", sub=sub, weight_base=bases[instruction], layer=instruction.layer)
+            for step in function.instructions:
+                assert isinstance(step, Instruction)  # functions do not call functions
+                self._emit(step, index)
+            subs[function] = self.program.end_sub()
+        for step in lowered.main.instructions:
+            if isinstance(step, CallInstruction):
+                self.program.emit("call", sub=subs[step.function], weight_base=bases[step], layer=step.layer)
             else:
-                self._emit(instruction, main_index)
+                self._emit(step, main_index)
         self.program.finish()
 
     def _declare_rope(self, instruction: Instruction) -> None:
@@ -186,6 +185,18 @@ class _Emitter:
         if isinstance(value, tuple):
             return [-1 if part is None else weight_index[part.name] for part in value]
         return value
+
+
+def _label(call: CallInstruction | None, instruction: Instruction, weights: PackedWeights) -> dict[str, object]:
+    """What a trace says about an instruction beyond its costs."""
+    prefix = "" if call is None else call.prefix
+    names = [prefix + weight.name for weight in instruction.weights]
+    matrices = [weights.partner(name) for name in names if name in weights.matrices]
+    is_int8 = instruction.op == "matmul" and "a8" in matrices
+    short = [name.removeprefix(prefix).removesuffix(".weight") for name in names if name in weights.matrices]
+    layer = instruction.fields.get("layer")
+    own = layer if isinstance(layer, int) else 0 if call is not None else -1
+    return {"name": " + ".join(short), "layer": own + (0 if call is None else call.layer), "is_int8": is_int8}
 
 
 def slot_bytes(native: Native, kind: str, width: int) -> int:
@@ -225,6 +236,7 @@ class NativeExecutor:
         self.program = native.Program(variant)
         emit_program(native, self.program, lowered, plan, self._packed)
         self._threads = threads
+        self._labels = [_label(call, instruction, self._packed) for call, instruction in lowered.timeline()]
         row_bytes = dict.fromkeys(("T", "B", "R"), 0)
         for slot in plan.slots:
             row_bytes[slot.rows] += slot_bytes(native, slot.kind, slot.width)
@@ -235,7 +247,7 @@ class NativeExecutor:
             token_bytes=row_bytes["T"],
             request_bytes=row_bytes["B"],
             logit_row_bytes=row_bytes["R"],
-            num_instructions=sum(1 for _ in lowered.timeline()),
+            num_instructions=len(self._labels),
             pack_s=packed - begin,
             lower_s=time.perf_counter() - packed,
         )
@@ -254,4 +266,6 @@ class NativeExecutor:
 
     def trace_records(self) -> Sequence[Mapping[str, Any]]:
         """What the instructions of the last run cost, in the order in which they ran."""
-        return self.program.trace_records()
+        records = [record for record in self.program.trace_records() if record["op"] != "call"]
+        assert len(records) in (0, len(self._labels))  # none before the first run
+        return [{**record, **label} for record, label in zip(records, self._labels, strict=False)]

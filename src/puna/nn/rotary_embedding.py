@@ -176,11 +176,6 @@ class RotaryEmbedding:
             return _yarn_attention_factor(scaling)
         return 1.0
 
-    @property
-    def depends_on_length(self) -> bool:
-        """Whether requests of different lengths can have different frequencies."""
-        return isinstance(self.scaling, (LongRoPEScalingParams, DynamicRopeScalingParams))
-
     def request_length(self, prompt_length: int, total_length: int) -> int:
         """The length that decides a request's frequencies: the prompt's for dynamic scaling, else all tokens so far."""
         return prompt_length if isinstance(self.scaling, DynamicRopeScalingParams) else total_length
