@@ -281,6 +281,8 @@ class MAXModelConfig:
         directory = self._directory
         if directory is not None and (directory / _CONFIG_NAME).is_file():
             return HuggingFaceConfig.from_directory(directory)
+        if directory is not None and not self.weight_path and not any(directory.glob("*.gguf")):
+            return None
         if self.is_gguf and isinstance(self.weights, GGUFWeights):
             return HuggingFaceConfig.from_gguf(self.weights)
         return None

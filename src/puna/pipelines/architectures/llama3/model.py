@@ -159,8 +159,6 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         if model_inputs.kv_cache_inputs is None:
             raise ValueError("kv_cache_inputs is None; a step needs the KV cache")
         self._refuse_unsupported(model_inputs)
-        if self.return_logits is ReturnLogits.VARIABLE:
-            _check_return_n_logits(model_inputs)
         return self._name_outputs(self.model.execute(*model_inputs.buffers))
 
     def prepare_initial_token_inputs(
@@ -252,15 +250,6 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
             logit_offsets=offsets,
             hidden_states=outputs[-1] if has_states else None,
         )
-
-
-def _check_return_n_logits(inputs: Llama3Inputs) -> None:
-    """With more rows than a request has, its neighbour's rows would be read."""
-    wanted = int(inputs.return_n_logits.to_numpy()[0])
-    lengths = np.diff(inputs.input_row_offsets.to_numpy().astype(np.int64))
-    if wanted < 1 or (lengths.size and wanted > lengths.min()):
-        fewest = lengths.min() if lengths.size else 0
-        raise ValueError(f"return_n_logits is {wanted}; the shortest request of the step has {fewest} rows")
 
 
 class Llama3Model(LlamaModelBase):
