@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # C0 and C1 controls but for tab and newline: a terminal would take them as commands.
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_PIPE_WIDTH: Final = 200  # nothing is folded in a pipe or a file
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -43,7 +44,7 @@ def tables() -> Console:
     """A console for tables on standard output. Colours only on a terminal, never with `NO_COLOR`."""
     from rich.console import Console
 
-    return Console(highlight=False, emoji=False, markup=False)
+    return Console(highlight=False, emoji=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def progress(quiet: bool = False) -> Console:

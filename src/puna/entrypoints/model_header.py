@@ -13,6 +13,7 @@ from typing import Any, Final
 from puna.dtype import DType
 from puna.graph.weights import GGUFWeights, Weights
 from puna.models import ModelFiles, find_model
+from puna.nn.transformer import ReturnLogits
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.kv_cache import MachineMemory
 from puna.pipelines.lib import PIPELINE_REGISTRY, KVCacheConfig, MAXModelConfig, PipelineConfig, SupportedArchitecture
@@ -38,11 +39,29 @@ _RUN_FIELDS: Final = frozenset(
         "data_parallel_degree",
     }
 )
+_FROM_TENSORS: Final = frozenset(
+    {
+        "dtype",
+        "model_quantization_encoding",
+        "norm_dtype",
+        "stacked_mlp",
+        "stacked_qkv",
+        "attention_output_bias",
+        "mlp_bias",
+    }
+)
+_FROM_FAMILY: Final = frozenset({"norm_method", "attention_bias", "interleaved_rope_weights"})
+# Keys that are called otherwise in a checkpoint's configuration.
+_CONFIG_KEYS: Final = {
+    "max_seq_len": "max_position_embeddings",
+    "rope_scaling_params": "rope_scaling",
+    "longrope_scaling_params": "rope_scaling",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """One number or switch of a model, and where it was read: a key of the file, or `default`."""
+    """One number or switch of a model, and where it was read: a file, its tensors, the family, or a `default`."""
 
     name: str
     value: Any
@@ -127,13 +146,22 @@ class ModelHeader:
     def knobs(self) -> list[Knob]:
         """Every number and switch that shapes the computation, with the place it was read from."""
         found: list[Knob] = []
-        sources = getattr(self.config.huggingface_config, "sources", {})
         for item in fields(self.arch_config):
             value = getattr(self.arch_config, item.name)
-            if item.name in _RUN_FIELDS or value is None:
-                continue
-            found.append(Knob(item.name, _plain(value), _source(item.name, sources)))
+            if item.name not in _RUN_FIELDS and value is not None:
+                found.append(Knob(item.name, _plain(value), self._source(item.name)))
         return found
+
+    def _source(self, knob: str) -> str:
+        if knob in _FROM_TENSORS:
+            return "tensors"
+        if knob in _FROM_FAMILY:
+            return self.architecture.name
+        key = _CONFIG_KEYS.get(knob, knob)
+        origin = str(self.config.huggingface_config.origin(key))
+        if self.files.kind == "gguf" and origin != "default":
+            origin = "metadata"
+        return f"{origin}: {key}" if origin != "default" and key != knob else origin
 
     def stored_classes(self) -> list[StoredClass]:
         """Tensors by class and encoding, in the order of a pass."""
@@ -207,7 +235,29 @@ def open_header(model: str, *, revision: str | None = None, kv_cache_dtype: str 
     )
     pipeline_config = PipelineConfig(model=config)
     architecture = PIPELINE_REGISTRY.retrieve(pipeline_config)
-    return ModelHeader(model, files, config, architecture, architecture.config.initialize(pipeline_config))
+    arch_config: Any = architecture.config.initialize(pipeline_config)
+    _finalize(arch_config, architecture, config, pipeline_config)
+    return ModelHeader(model, files, config, architecture, arch_config)
+
+
+def _finalize(
+    arch_config: Any, architecture: SupportedArchitecture, config: MAXModelConfig, pipeline_config: PipelineConfig
+) -> None:
+    """Settles what follows from the names and shapes of the tensors; their data are mapped, not read."""
+    tensors: Any = dict(config.weights.items())
+    adapter = None if config.weights_format is None else architecture.weight_adapters.get(config.weights_format)
+    if adapter is None:
+        state_dict = {name: tensor.data() for name, tensor in tensors.items()}
+    else:
+        state_dict = adapter(tensors, huggingface_config=config.huggingface_config, pipeline_config=pipeline_config)
+    model: Any = architecture.pipeline_model
+    arch_config.finalize(
+        huggingface_config=config.huggingface_config,
+        state_dict=state_dict,
+        return_logits=ReturnLogits.LAST_TOKEN,
+        norm_method=model.norm_method,
+        attention_bias=model.attention_bias,
+    )
 
 
 def open_tokenizer(model: str, *, revision: str | None = None, chat_template: Path | None = None) -> Tokenizer:
@@ -236,7 +286,7 @@ def _class_of(name: str) -> str:
 
 def _encoding_of(tensor: Weights) -> str:
     encoding = tensor.quantization_encoding
-    return encoding.name if encoding is not None else _GGML_NAMES.get(tensor.dtype, str(tensor.dtype))
+    return encoding.value if encoding is not None else _GGML_NAMES.get(tensor.dtype, str(tensor.dtype))
 
 
 _GGML_NAMES: Final = {DType.float32: "F32", DType.float16: "F16", DType.bfloat16: "BF16"}
@@ -253,10 +303,6 @@ def _stored_bytes(tensor: Weights) -> int:
     from puna.graph.weights.weight_data import stored_bytes
 
     return stored_bytes(tensor.shape, tensor.dtype, tensor.quantization_encoding)
-
-
-def _source(name: str, sources: Mapping[str, str]) -> str:
-    return sources.get(name, "default")
 
 
 def _plain(value: Any) -> Any:
