@@ -252,7 +252,7 @@ def test_report_counts_memory() -> None:
         threads=1,
     )
     assert executor.report.source_bytes == executor.report.packed_bytes == sum(w.nbytes for w in weights.values())
-    assert executor.report.request_bytes == 4 * (64 + 96)
+    assert executor.report.request_bytes == 4 * (64 + 96 + 192)
 
 
 @pytest.mark.parametrize("kind", ["float_input", "lone_rope", "wrong_rows", "unread_keys", "nested"])

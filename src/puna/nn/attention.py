@@ -85,8 +85,8 @@ class Attention:
             window=spec.window_of(layer),
         )
 
-    def __call__(self, x: Value, step: AttentionInputs, layer: int) -> Value:
-        """Append the attention of one layer: `[rows, H]` to `[rows, H]`."""
+    def __call__(self, x: Value, step: AttentionInputs, layer: int, *, is_last_only: bool = False) -> Value:
+        """Append the attention of one layer: `[rows, H]` to `[rows, H]`; with `is_last_only` to `[batch_size, H]`."""
         q, k, v = self._project(x)
         q = self._rotate(q, step.angles, self.num_heads)
         k = self._rotate(k, step.angles, self.num_kv_heads)
@@ -110,7 +110,7 @@ class Attention:
             scale=self.multiplier,
             window=self.window,
         )
-        return self.output(mixed)
+        return self.output(ops.gather_last(mixed, step.row_offsets) if is_last_only else mixed)
 
     def _project(self, x: Value) -> tuple[Value, Value, Value]:
         if isinstance(self.qkv, Linear):

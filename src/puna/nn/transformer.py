@@ -207,24 +207,33 @@ class Transformer:
         subgraphs: dict[object, Graph] = {}
         for layer in range(self.spec.num_layers):
             prefix = f"layers.{layer}."
+            is_last_only = self._needs_last_rows_only and layer == self.spec.num_layers - 1
             if self.spec.use_subgraphs:
-                key = (self.weights.scoped(prefix).formats(), self.spec.window_of(layer))
+                key = (self.weights.scoped(prefix).formats(), self.spec.window_of(layer), is_last_only)
                 if key not in subgraphs:
-                    subgraphs[key] = self._block_graph(f"layer_{len(subgraphs)}", h, step, layer)
+                    subgraphs[key] = self._block_graph(f"layer_{len(subgraphs)}", h, step, layer, is_last_only)
                 operands = (step.angles, step.row_offsets, *step.cache)
                 (h,) = h.graph.call(subgraphs[key], h, *operands, prefix=prefix, layer=layer)
             else:
-                h = TransformerBlock.declare(self.spec, self.weights.scoped(prefix), layer)(h, step, layer)
+                block = TransformerBlock.declare(self.spec, self.weights.scoped(prefix), layer)
+                h = block(h, step, layer, is_last_only=is_last_only)
             layers.append(h)
         return self._tail(h, layers, step.row_offsets, return_n_logits)
 
-    def _block_graph(self, name: str, h: Value, step: AttentionInputs, layer: int) -> Graph:
+    @property
+    def _needs_last_rows_only(self) -> bool:
+        """Whether everything that is returned comes from the requests' last rows."""
+        states = (ReturnHiddenStates.NONE, ReturnHiddenStates.LAST, ReturnHiddenStates.LAST_PER_DEVICE)
+        return self.spec.return_logits is ReturnLogits.LAST_TOKEN and self.spec.return_hidden_states in states
+
+    def _block_graph(self, name: str, h: Value, step: AttentionInputs, layer: int, is_last_only: bool) -> Graph:
         operands = (h, step.angles, step.row_offsets, *step.cache)
         names = ["h", "angles", "input_row_offsets", *KVCacheValues._fields]
         block = TransformerBlock.declare(self.spec, self.weights.scoped(f"layers.{layer}.").relative(), layer)
         with Graph(name, [value.type for value in operands], input_names=names) as graph:
             inner, angles, offsets, *cache = graph.inputs
-            graph.output(block(inner, AttentionInputs(angles, offsets, KVCacheValues(*cache)), 0))
+            inputs = AttentionInputs(angles, offsets, KVCacheValues(*cache))
+            graph.output(block(inner, inputs, 0, is_last_only=is_last_only))
         return graph
 
     def _tail(self, h: Value, layers: list[Value], offsets: Value, count: Value) -> dict[str, Value]:
@@ -242,7 +251,7 @@ class Transformer:
         elif normalized is not None:
             outputs["next_token_logits"] = self._logits(ops.gather_last(normalized, offsets))
         else:
-            outputs["next_token_logits"] = self._logits(self.norm(ops.gather_last(h, offsets)))
+            outputs["next_token_logits"] = self._logits(self.norm(self._last_rows(h, offsets)))
         if logits_mode is ReturnLogits.VARIABLE:
             rows = ops.gather_variable(h, offsets, count)
             outputs["logits"] = self._logits(self.norm(rows))
@@ -251,6 +260,9 @@ class Transformer:
         if states is not None:
             outputs["hidden_states"] = states
         return outputs
+
+    def _last_rows(self, h: Value, offsets: Value) -> Value:
+        return h if self._needs_last_rows_only else ops.gather_last(h, offsets)
 
     def _logits(self, normalized: Value) -> Value:
         logits = self.lm_head(normalized)
@@ -261,7 +273,7 @@ class Transformer:
             case ReturnHiddenStates.NONE:
                 return None
             case ReturnHiddenStates.LAST | ReturnHiddenStates.LAST_PER_DEVICE:
-                return ops.gather_last(h, offsets)
+                return self._last_rows(h, offsets)
             case ReturnHiddenStates.ALL:
                 return h
             case ReturnHiddenStates.ALL_NORMALIZED:

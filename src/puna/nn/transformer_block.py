@@ -38,9 +38,14 @@ class TransformerBlock:
             spec.residual_multiplier,
         )
 
-    def __call__(self, h: Value, step: AttentionInputs, layer: int) -> Value:
-        """Append the block: `[rows, H]` to `[rows, H]`."""
-        h = self._residual(h, self.attention(self.attention_norm(h), step, layer))
+    def __call__(self, h: Value, step: AttentionInputs, layer: int, *, is_last_only: bool = False) -> Value:
+        """Append the block: `[rows, H]` to `[rows, H]`.
+
+        With `is_last_only` only each request's last row goes on after attention, `[batch_size, H]`: what follows the
+        last layer reads no others, and rows do not depend on each other.
+        """
+        branch = self.attention(self.attention_norm(h), step, layer, is_last_only=is_last_only)
+        h = self._residual(ops.gather_last(h, step.row_offsets) if is_last_only else h, branch)
         return self._residual(h, self.mlp(self.mlp_norm(h)))
 
     def _residual(self, h: Value, branch: Value) -> Value:
