@@ -9,7 +9,7 @@ from puna.pipelines.lib import PIPELINE_REGISTRY
 
 __all__ = ["register_all_models"]
 
-_FAMILIES: Final = ("llama3",)
+_FAMILIES: Final = ("llama3", "mistral", "qwen2", "granite", "phi3", "olmo")
 """Folders of families; the `arch` module of each lists its `ARCHITECTURES`."""
 
 

@@ -268,8 +268,14 @@ class Llama3Config(ArchConfigWithKVCache):
         activation = read_value(huggingface_config, "hidden_act")
         if activation is not None and activation not in _ACTIVATIONS:
             raise UnsupportedModelError("hidden_act", activation, file=file, supported=", ".join(_ACTIVATIONS))
+        cls.check_sliding_window(huggingface_config, model_config)
+
+    @classmethod
+    def check_sliding_window(cls, huggingface_config: Any, model_config: MAXModelConfig) -> None:
+        """Refuse attention windows, which this family does not have. Raises as `check_supported`."""
         window = read_value(huggingface_config, "sliding_window")
         if window is not None and read_value(huggingface_config, "use_sliding_window") is not False:
+            file = config_source(huggingface_config)
             raise UnsupportedModelError("sliding_window", window, file=file, supported="null")
         if model_config.sliding_window is not None:
             raise InvalidRequestError("is not an option of this architecture", param="sliding_window")

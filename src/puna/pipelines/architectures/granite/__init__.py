@@ -1,0 +1,1 @@
+"""Granite: Llama with four multipliers, all of which the Llama configuration has."""

@@ -1,0 +1,1 @@
+"""Mistral: Llama with a sliding window, and heads that need not divide the hidden size."""

@@ -1,0 +1,35 @@
+"""The registry's entry for Mistral."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from puna.graph.weights import WeightsFormat
+from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
+from puna.pipelines.architectures.mistral.model import MistralModel
+from puna.pipelines.architectures.mistral.model_config import MistralConfig
+from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
+
+__all__ = ["ARCHITECTURES"]
+
+ARCHITECTURES: Final = (
+    SupportedArchitecture(
+        name="MistralForCausalLM",
+        example_repo_ids=(
+            "mistralai/Mistral-7B-v0.1",
+            "mistralai/Mistral-7B-Instruct-v0.3",
+            "mistralai/Mistral-Nemo-Instruct-2407",
+        ),
+        default_encoding=SupportedEncoding.bfloat16,
+        supported_encodings=tuple(SupportedEncoding),
+        pipeline_model=MistralModel,
+        config=MistralConfig,
+        weight_adapters={
+            WeightsFormat.safetensors: safetensors_state_dict,
+            WeightsFormat.gguf: gguf_state_dict,
+        },
+        default_weights_format=WeightsFormat.safetensors,
+        rope_type=MistralConfig.default_rope_type,
+        multi_gpu_supported=True,
+    ),
+)

@@ -1,0 +1,1 @@
+"""OLMo: Llama with layer norms that have no weights, and projections that may be clamped."""
