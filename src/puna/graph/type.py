@@ -111,15 +111,15 @@ def bind(what: str, declared: TensorType, shape: Sequence[int], sizes: dict[str,
     Raises:
         ShapeError: another rank, another size, or a size that contradicts what is known.
     """
-    expected = describe(declared.shape)
     if len(shape) != declared.rank:
-        raise ShapeError(what, describe(tuple(shape)), expected)
+        raise ShapeError(what, describe(tuple(shape)), describe(declared.shape))
     for got, wanted in zip(shape, declared.shape, strict=True):
         if isinstance(wanted, int):
             known = wanted
         else:
             known = sizes.setdefault(wanted.name, got - wanted.offset) + wanted.offset
         if got != known or got < 0 or (isinstance(wanted, Dim) and sizes[wanted.name] < 0):
+            expected = describe(declared.shape)
             facts = ", ".join(f"{name} = {size}" for name, size in sizes.items() if size >= 0)
             raise ShapeError(what, describe(tuple(shape)), f"{expected} ({facts})" if facts else expected)
 
