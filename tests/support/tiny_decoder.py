@@ -11,10 +11,42 @@ from puna.dtype import DType
 from puna.graph import DeviceRef
 from puna.graph.weights.weight_data import WeightData
 from puna.nn.kv_cache import KVCacheParams
-from puna.nn.rotary_embedding import RotaryEmbedding
-from puna.nn.transformer import DecoderSpec
+from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, RotaryEmbedding
+from puna.nn.transformer import DecoderSpec, ReturnHiddenStates, ReturnLogits
 
 Array = np.ndarray[Any, Any]
+
+KNOBS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer_norm": {"norm_method": "layer_norm"},
+    "layer_norm_with_weights": {"norm_method": "layer_norm", "norm_has_weight": True, "norm_has_bias": True},
+    "biases": {"attention_bias": True, "attention_output_bias": True, "mlp_bias": True},
+    "stacked": {"stacked_qkv": True, "stacked_mlp": True},
+    "stacked_biases_clip": {"stacked_qkv": True, "attention_bias": True, "clip_qkv": 0.5},
+    "clip": {"clip_qkv": 0.4, "attention_bias": True},
+    "multipliers": {
+        "attention_multiplier": 0.1, "embedding_multiplier": 3.0, "residual_multiplier": 0.22, "logits_scaling": 4.0,
+    },
+    "tied": {"tie_word_embeddings": True, "embedding_multiplier": 2.0},
+    "head_dim": {"num_heads": 2, "num_kv_heads": 1, "head_dim": 48},
+    "partial_rotation": {"rope": RotaryEmbedding(16, 8, 1e4)},
+    "interleaved": {"interleaved_rope": True},
+    "window": {"sliding_window": 3},
+    "window_of_one_layer": {"sliding_window": 3, "sliding_window_layers": frozenset({1})},
+    "half_cache": {"kv_dtype": DType.float16},
+    "bfloat16_cache": {"kv_dtype": DType.bfloat16},
+    "longrope": {"rope": RotaryEmbedding(16, 16, 1e4, LongRoPEScalingParams([1.0] * 8, [4.0] * 8, 8, 64))},
+    "dynamic": {"rope": RotaryEmbedding(16, 16, 1e4, DynamicRopeScalingParams(4.0, 6))},
+    "variable": {"return_logits": ReturnLogits.VARIABLE},
+    "all": {"return_logits": ReturnLogits.ALL, "logits_scaling": 2.0},
+    "hidden_last": {"return_hidden_states": ReturnHiddenStates.LAST},
+    "hidden_all": {"return_hidden_states": ReturnHiddenStates.ALL, "return_logits": ReturnLogits.VARIABLE},
+    "hidden_normalized": {"return_hidden_states": ReturnHiddenStates.ALL_NORMALIZED},
+    "hidden_per_device": {"return_hidden_states": ReturnHiddenStates.LAST_PER_DEVICE},
+    "eagle3": {"return_hidden_states": ReturnHiddenStates.EAGLE3, "num_layers": 5, "return_logits": ReturnLogits.ALL},
+    "selected": {"return_hidden_states": ReturnHiddenStates.EAGLE3, "hidden_state_layers": (1, 0)},
+}  # fmt: skip
+"""Changes of `tiny_spec`, each of which draws something else."""
 
 
 def tiny_spec(**changes: Any) -> DecoderSpec:
