@@ -318,7 +318,7 @@ def _load_pipeline(config: PipelineConfig, options: LoadOptions) -> tuple[Any, T
     architecture = PIPELINE_REGISTRY.retrieve(config)
     model_config = config.model
     _require_room_for_weights(model_config.files.size_bytes)
-    session = InferenceSession(num_threads=options.num_threads, precision=options.dtype)
+    session = InferenceSession(num_threads=options.num_threads, precision=options.dtype, variant=kernel_variant())
     weights_format = model_config.weights_format
     assert weights_format is not None, "a resolved model has weights"
     model: Any = architecture.pipeline_model(
@@ -348,6 +348,20 @@ def _load_pipeline(config: PipelineConfig, options: LoadOptions) -> tuple[Any, T
     rope = model.rope
     scheduler = Scheduler(kv, limits, rope if rope.depends_on_length else None)
     return model, TextGenerationPipeline(model, kv, scheduler, Sampler(), session), kv.max_tokens
+
+
+def kernel_variant() -> str:
+    """The kernels that this process uses.
+
+    Raises:
+        InvalidRequestError: `PUNA_VARIANT` names kernels that this machine cannot run.
+    """
+    from puna import _native
+
+    try:
+        return str(_native.default_variant())
+    except RuntimeError as error:
+        raise InvalidRequestError(str(error), param="PUNA_VARIANT") from error
 
 
 def _require_room_for_weights(needed: int) -> None:

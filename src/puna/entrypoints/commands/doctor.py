@@ -22,6 +22,7 @@ _SETTINGS: Final = ("PUNA_VARIANT", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE",
 def doctor(probe: bool, as_json: bool) -> None:
     """Tell what was found out about this machine: cores, quota, memory, instruction sets, speed."""
     from puna import _native
+    from puna.entrypoints.llm import kernel_variant
     from puna.models import packaged
     from puna.pipelines.kv_cache import machine_memory
 
@@ -50,7 +51,7 @@ def doctor(probe: bool, as_json: bool) -> None:
             "limited_by": memory.limited_by,
         },
         "variants": {
-            "used": _native.default_variant(),
+            "used": kernel_variant(),
             "runnable": _native.supported_variants(),
             "compiled": _native.compiled_variants(),
         },

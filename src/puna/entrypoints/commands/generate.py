@@ -14,7 +14,7 @@ from puna.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from puna.entrypoints.llm import LLM, LoadOptions, TextDelta
-    from puna.pipelines.request import GenerateRequest, SamplingParams
+    from puna.pipelines.request import GenerateRequest, SamplingParams, SamplingParamsInput
 
 
 @click.command()
@@ -57,6 +57,9 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **options: Any
     Without sampling options decoding is greedy, unless the model's generation_config.json states something else. A
     sampling option without --temperature means temperature 1.
     """
+    from puna.pipelines.request import SamplingParamsInput
+
+    _sampling_params(SamplingParamsInput(), options)  # a value out of range is told before anything is loaded
     text = _read_prompt(prompt)
     with progress(quiet or as_json).status(f"loading {model}"):
         from puna.entrypoints.llm import LLM
@@ -108,7 +111,7 @@ def _load_options(options: dict[str, Any]) -> LoadOptions:
 def _request(llm: LLM, text: str, options: dict[str, Any]) -> GenerateRequest:
     from puna.pipelines.request import GenerateRequest
 
-    params = _sampling_params(llm, options)
+    params = _sampling_params(llm.sampling_defaults, options)
     has_template = llm.tokenizer.chat_template is not None
     chat = has_template if options["chat"] is None else options["chat"]
     if not chat:
@@ -121,7 +124,7 @@ def _request(llm: LLM, text: str, options: dict[str, Any]) -> GenerateRequest:
     return GenerateRequest(messages=messages, sampling_params=params)
 
 
-def _sampling_params(llm: LLM, options: dict[str, Any]) -> SamplingParams:
+def _sampling_params(defaults: SamplingParamsInput, options: dict[str, Any]) -> SamplingParams:
     from puna.pipelines.request import SamplingParams, SamplingParamsInput
 
     stated = SamplingParamsInput(
@@ -135,7 +138,6 @@ def _sampling_params(llm: LLM, options: dict[str, Any]) -> SamplingParams:
         stop=options["stop"] or None,
         ignore_eos=options["ignore_eos"] or None,
     )
-    defaults = llm.sampling_defaults
     chooses = [value for value in (stated.top_k, stated.top_p, stated.min_p) if value is not None]
     if stated.temperature is None and chooses:
         stated = SamplingParamsInput(temperature=1.0).over(stated)
