@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -237,6 +239,13 @@ def test_class_attributes_have_the_documented_values() -> None:
 def test_every_field_of_the_configuration_is_annotated() -> None:
     hints = get_type_hints(llama3.Llama3Config)
     assert set(CONFIG_PARAMETERS) <= set(hints)
+
+
+def test_the_page_in_docs_names_everything() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "llama3.md").read_text(encoding="utf-8")
+    names = {*CONFIG_PARAMETERS, *INPUT_POSITIONALS, *INPUT_KEYWORDS, *llama3.__all__, *(m.name for m in METHODS)}
+    names |= {*MODEL_PARAMETERS, "buffers", "state_dict", "model", "config_class", "norm_method", "attention_bias"}
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", page)] == []
 
 
 def test_every_documented_thing_has_a_docstring() -> None:
