@@ -205,6 +205,15 @@ def test_an_encoding_that_the_files_do_not_hold(tmp_path: Path, weights: dict[st
         configure(directory_of(tmp_path, weights), quantization_encoding=asked)
 
 
+def test_lengths_are_checked_before_anything_is_loaded(tmp_path: Path, weights: dict[str, WeightData]) -> None:
+    directory_of(tmp_path, weights)
+    with pytest.raises(InvalidRequestError, match="max_length"):
+        configure(tmp_path, max_length=65)
+    model = MAXModelConfig(model_path=str(tmp_path))
+    with pytest.raises(InvalidRequestError, match="max_batch_total_tokens"):
+        PipelineConfig(model=model, runtime=PipelineRuntimeConfig(max_batch_total_tokens=63))
+
+
 def test_an_encoding_that_does_not_run(tmp_path: Path, weights: dict[str, WeightData]) -> None:
     with pytest.raises(UnsupportedModelError, match="gptq"):
         configure(directory_of(tmp_path, weights), quantization_encoding="gptq")

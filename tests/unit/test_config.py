@@ -334,6 +334,10 @@ class TestPipelineConfig:
         with pytest.raises(InvalidRequestError, match="gpu_profiling"):
             ProfilingConfig(gpu_profiling="detailed")
 
+    def test_echo_needs_all_logits(self) -> None:
+        assert pipeline_config().return_logits == "last_token"
+        assert pipeline_config(model=model_config(enable_echo=True)).return_logits == "all"
+
     def test_tasks_are_checked(self) -> None:
         assert pipeline_config().task is PipelineTask.TEXT_GENERATION
         with pytest.raises(ValueError):

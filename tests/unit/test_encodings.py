@@ -115,6 +115,15 @@ def test_only_float32_and_bfloat16_are_converted_into_each_other() -> None:
     assert check_stored(E.q4_k, [E.q6_k, E.q4_k], files) is None
     assert check_stored(E.bfloat16, [E.float32], files) == (DType.float32, DType.bfloat16)
     assert check_stored(E.float32, [E.bfloat16], files) == (DType.bfloat16, DType.float32)
-    for asked, stored in ((E.float32, [E.float16]), (E.float16, [E.float32]), (E.q4_0, [E.q4_k])):
+    assert check_stored(E.float32, [E.bfloat16, E.float32], files) == (DType.bfloat16, DType.float32)
+    assert check_stored(E.float32, [E.float32, E.bfloat16], files) is None
+    refused = [
+        (E.float32, [E.float16]),
+        (E.float32, [E.bfloat16, E.q4_k]),
+        (E.float32, []),
+        (E.float16, [E.float32]),
+        (E.q4_0, [E.q4_k]),
+    ]
+    for asked, stored in refused:
         with pytest.raises(InvalidRequestError, match=r"a\.safetensors"):
             check_stored(asked, stored, files)

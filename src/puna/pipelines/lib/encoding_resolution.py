@@ -44,7 +44,9 @@ def check_stored(
 ) -> tuple[DType, DType] | None:
     """What must be converted at load so that weights of these encodings run as `asked`.
 
-    Only float32 and bfloat16 are converted into each other, and only in a checkpoint that holds nothing else.
+    A quantized file may hold several formats, so a block format only has to be among them. Of float files the type that
+    most bytes have decides. Only float32 and bfloat16 are converted into each other, and only where nothing else is
+    stored.
 
     Returns:
         (from, to), or None where the files hold the encoding.
@@ -52,9 +54,9 @@ def check_stored(
     Raises:
         InvalidRequestError: they do not hold it and cannot be converted to it.
     """
-    if asked in stored:
+    if stored and (asked is stored[0] or (asked in stored and asked.is_gguf_block)):
         return None
-    if len(stored) == 1 and (stored[0], asked) in _CASTS:
+    if stored and (stored[0], asked) in _CASTS and set(stored) <= {stored[0], asked}:
         return stored[0].dtype, asked.dtype
     names = ", ".join(path.name for path in files)
     raise InvalidRequestError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from puna.errors import InvalidRequestError
+from puna.nn.transformer import ReturnLogits
 from puna.pipelines.lib.kv_cache_config import KVCacheConfig
 from puna.pipelines.lib.lora_config import LoRAConfig
 from puna.pipelines.lib.max_model_config import MAXModelConfig
@@ -89,6 +90,11 @@ class PipelineConfig:
         return self.model.kv_cache
 
     @property
+    def return_logits(self) -> ReturnLogits:
+        """Which rows of logits the model is built to return: all with `enable_echo`, else the last of each request."""
+        return ReturnLogits.ALL if self.model.enable_echo else ReturnLogits.LAST_TOKEN
+
+    @property
     def sampling_params_defaults(self) -> SamplingParamsInput:
         """Defaults of requests: what the runtime options state, else what the checkpoint's generation config states."""
         stated = SamplingParamsInput(temperature=self.runtime.temperature, top_k=self.runtime.top_k)
@@ -106,7 +112,8 @@ class PipelineConfig:
         self._require_implemented()
         architecture = PIPELINE_REGISTRY.retrieve(self)
         self.model.resolve(architecture)
-        self.runtime.resolve()
+        length = architecture.pipeline_model.calculate_max_seq_len(self, self.model.huggingface_config)
+        self.runtime.resolve(length)
         return architecture
 
     def _check_combinations(self) -> None:
