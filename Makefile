@@ -14,7 +14,9 @@ ORACLES := .venv-oracles
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f -not -path 'csrc/tests/*' 2>/dev/null)
+PYTHON_SOURCES := $(shell find src -name '*.py')
 PYTEST_FLAGS ?= -q
+REPLAY_CASES := tests/kernels/cases
 CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL
 
@@ -60,10 +62,10 @@ lint: dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-oracles: dev $(ORACLES)/.built
+oracles: $(ORACLES)/.built
 	$(ORACLES)/bin/python -m pytest $(PYTEST_FLAGS) tests/oracle
 
-$(ORACLES)/.created: $(VENV)/.created tools/oracles.txt
+$(ORACLES)/.created: $(VENV)/.tools tools/oracles.txt
 	test -x $(ORACLES)/bin/python || $(BIN)/python -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet -r tools/oracles.txt
 	touch $@
@@ -72,8 +74,11 @@ $(ORACLES)/.llama_cpp: $(ORACLES)/.created tools/llama_cpp.sh
 	tools/llama_cpp.sh $(ORACLES)
 	touch $@
 
-$(ORACLES)/.built: $(ORACLES)/.llama_cpp $(NATIVE_SOURCES)
-	flock $(VENV)/.lock $(ORACLES)/bin/python -m pip install --quiet --no-build-isolation --no-deps -e .
+# The oracles get a wheel that .venv builds: a second development install would share the build directory and spoil it.
+$(ORACLES)/.built: $(ORACLES)/.llama_cpp $(NATIVE_SOURCES) $(PYTHON_SOURCES)
+	rm -rf build/oracles-wheel
+	flock $(VENV)/.lock $(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/oracles-wheel .
+	$(ORACLES)/bin/python -m pip install --quiet --no-deps --force-reinstall build/oracles-wheel/puna-*.whl
 	touch $@
 
 # The wheel is tried where no compiler can be found: an environment of its own, and nothing else on the path.
@@ -85,6 +90,23 @@ wheel: $(VENV)/.tools
 	cd build && env -i HOME="$$HOME" XDG_CACHE_HOME="$$XDG_CACHE_HOME" PATH="$$PWD/wheel-venv/bin" \
 		puna generate smollm2 -p "$(PROMPT)" --max-tokens 20
 	ls -l dist
+
+# The core with AddressSanitizer and UndefinedBehaviorSanitizer replays the recorded kernel cases.
+sanitize: $(VENV)/.tools
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DPUNA_PYTHON=OFF -DPUNA_REPLAY=ON -DPUNA_SANITIZE=ON >build/sanitize.log || { cat build/sanitize.log; exit 1; }
+	$(BIN)/cmake --build build/sanitize
+	build/sanitize/puna_replay $(REPLAY_CASES)
+
+# The same cases on AArch64: cross-compiled, and run by qemu where this is another machine.
+neon: $(VENV)/.tools
+	@if ! command -v aarch64-linux-gnu-g++ >/dev/null || ! command -v qemu-aarch64 >/dev/null; then \
+		echo "neon: left out; g++-aarch64-linux-gnu and qemu-user are not installed"; exit 0; fi; \
+	$(BIN)/cmake -S . -B build/neon -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+		-DPUNA_PYTHON=OFF -DPUNA_REPLAY=ON >build/neon.log || { cat build/neon.log; exit 1; }; \
+	$(BIN)/cmake --build build/neon && \
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/neon/puna_replay $(REPLAY_CASES)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.dev $(ORACLES)/.built
