@@ -121,8 +121,8 @@ struct RopeKvArgs {
   KvView kv;
 };
 
-// Attention of one piece of work: `rows` query rows of one request, which are consecutive in x and in position, with
-// all query heads of one KV head.
+// Attention of the queries q over the cache: softmax(q·k * scale) · v, causal, each query head with the keys and values
+// of its group's KV head.
 struct AttentionArgs {
   const float* q;            // first query column of row 0 of the step
   int64_t ldq;
@@ -130,21 +130,30 @@ struct AttentionArgs {
   int64_t ldo;
   int64_t num_heads, num_kv_heads, head_dim;
   float scale;
-  int64_t window;            // 0: none
+  int64_t window;            // a query sees itself and window - 1 positions before it; 0: everything before it
   KvView kv;
 };
+
+// One piece of it: consecutive rows of one request, with the query heads of one KV head.
 struct AttentionTile {
-  int64_t first_row;         // row of x
-  int64_t rows;              // at most kAttentionRows
-  int64_t position;          // absolute position of the first row
+  int64_t first_row;         // of x
+  int64_t rows;              // at most attention_tile_rows
+  int64_t position;          // absolute, of the first row
   int64_t request;
   int64_t kv_head;
-  int64_t split_begin, split_end;  // splits of kAttentionSplit absolute positions; the tile's own range or part of it
-  float* partial;            // null: write `out`; else the state of this one split, see attention.cpp
+  // Splits of kAttentionSplit absolute positions: those that the rows see, or one of them.
+  int64_t split_begin, split_end;
 };
-// Softmax runs over blocks of 32 absolute positions; states of 512 positions are combined in ascending order.
+
+// Softmax runs over blocks of 32 absolute positions, ascending, within splits of 512; the states of the splits are
+// combined in ascending order. None of this depends on who computes what.
 inline constexpr int64_t kAttentionBlock = 32;
 inline constexpr int64_t kAttentionSplit = 512;
+
+// Rows of a tile: with the group's heads about 32 queries for each key that is read.
+constexpr int64_t attention_tile_rows(int64_t group) { return group >= 32 ? 1 : 32 / group; }
+// Floats of the state of one query over one split: maximum and sum (in a line of their own), then the weighted values.
+constexpr int64_t attention_state_floats(int64_t head_dim) { return 16 + (head_dim + 15) / 16 * 16; }
 
 struct KernelTable {
   const char* name;
@@ -163,10 +172,13 @@ struct KernelTable {
   void (*scale)(const ScaleArgs& args, int64_t row_begin, int64_t row_end);
   void (*clamp)(const ClampArgs& args, int64_t row_begin, int64_t row_end);
   void (*rope_kv)(const RopeKvArgs& args, int64_t row_begin, int64_t row_end);
-  int64_t (*attention_scratch_floats)(const AttentionArgs& args);
+  // All splits of a tile, into `out`. `scratch`: attention_scratch_floats, 64-byte aligned.
   void (*attention)(const AttentionArgs& args, const AttentionTile& tile, float* scratch);
-  // Combines the states of consecutive splits of a tile and writes its rows of `out`.
-  void (*attention_combine)(const AttentionArgs& args, const AttentionTile& tile, const float* partials);
+  // One split of a tile: the states [rows][heads of the group] of attention_state_floats each, 64-byte aligned.
+  void (*attention_split)(const AttentionArgs& args, const AttentionTile& tile, float* scratch, float* states);
+  // Combines states [splits][rows][heads of the group] of a tile and writes its rows of `out`.
+  void (*attention_combine)(const AttentionArgs& args, const AttentionTile& tile, float* states);
+  int64_t (*attention_scratch_floats)(const AttentionArgs& args);
 };
 
 namespace scalar {

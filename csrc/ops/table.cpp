@@ -1,7 +1,7 @@
 // What this variant exports.
-#include "simd/simd.h"  // first: it names the variant for the others
+#include "ops/kernels.h"
 
-#include "core/kernel_table.h"
+#include "ops/matmul.h"
 #include "quant/a8.h"
 
 namespace puna::PUNA_NS {
@@ -13,17 +13,18 @@ extern const KernelTable kTable;
 const KernelTable kTable = {
     .name = PUNA_TEXT(PUNA_NS),
     .quantize_a8 = quantize_a8,
-    .matmul = nullptr,
-    .matmul_scratch_floats = nullptr,
-    .norm = nullptr,
-    .swiglu = nullptr,
-    .add = nullptr,
-    .scale = nullptr,
-    .clamp = nullptr,
-    .rope_kv = nullptr,
-    .attention_scratch_floats = nullptr,
-    .attention = nullptr,
-    .attention_combine = nullptr,
+    .matmul = matmul,
+    .matmul_scratch_floats = matmul_scratch_floats,
+    .norm = norm,
+    .swiglu = swiglu,
+    .add = add_rows,
+    .scale = scale_rows,
+    .clamp = clamp_rows,
+    .rope_kv = rope_kv,
+    .attention = attention,
+    .attention_split = attention_split,
+    .attention_combine = attention_combine,
+    .attention_scratch_floats = attention_scratch_floats,
 };
 
 }  // namespace puna::PUNA_NS

@@ -1,0 +1,4 @@
+#include "bindings.h"
+namespace puna::bindings {
+void bind_program(nb::module_&) {}
+}

@@ -1,0 +1,25 @@
+// Matrix products of one operand with several matrices, divided among threads.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "../quant/packed.h"
+#include "worker.h"
+
+namespace puna {
+
+// The arguments of one matrix's product, complete but for operand, rows and output.
+MatmulArgs product_args(const PackedMatrix& matrix);
+
+// This thread's part of the products `segments`, which share their operand: panels are handed out over all of them.
+// Worker::scratch must have scratch_floats() of the largest segment.
+void run_products(const Worker& worker, std::span<const MatmulArgs> segments, Counter& counter);
+
+// out[m, sum of rows] = x[m, cols] times all matrices, which must have equal columns and partners; on `threads` threads.
+// Throws std::invalid_argument.
+std::vector<float> multiply(const KernelTable& kernels, std::span<const PackedMatrix* const> matrices, const float* x,
+                            int64_t m, int threads);
+
+}  // namespace puna

@@ -1,0 +1,348 @@
+// Causal attention over the paged cache.
+//
+// For each query (a row and a head), by itself: the positions it sees are walked in splits of 512 and in each of them in
+// blocks of 32, both aligned to absolute positions. Within a block
+//   s[j] = reduce_add(lanes of q·k[j]) * scale           lanes: element mod 16, ascending
+//   m'   = max(m, s), c = exp(m - m'), p[j] = exp(s[j] - m')
+//   l    = fma(l, c, reduce_add(p[0..15] + p[16..31]))   positions that are not seen count as p = 0
+//   acc  = acc * c, then fma(p[j], v[j], acc) for each seen j, ascending
+// and splits are combined by attention_combine. Rows share a tile only to read keys and values once for all of them.
+#include "ops/kernels.h"
+
+#include "simd/reduce16.h"
+
+namespace puna::PUNA_NS {
+namespace {
+
+constexpr int64_t kBlock = kAttentionBlock;
+// Positions whose products fit into the registers, and queries whose sums do.
+constexpr int kPositions = kParts == 1 ? 16 : 4;
+constexpr int kQueries = kParts == 1 ? 2 : 1;
+
+// What the functions below share about one call.
+struct Shape {
+  int64_t group;    // query heads of a KV head
+  int64_t vectors;  // of 16 elements in a head, the last one padded with zeros
+  int64_t padded;   // 16 * vectors
+  int64_t state;    // floats of a state
+};
+
+Shape shape_of(const AttentionArgs& args) {
+  const int64_t vectors = (args.head_dim + 15) / 16;
+  return {args.num_heads / args.num_kv_heads, vectors, 16 * vectors, attention_state_floats(args.head_dim)};
+}
+
+// The parts of a thread's scratch memory.
+struct Scratch {
+  float* keys;     // [32][padded]
+  float* values;   // [32][padded]
+  float* queries;  // [queries][padded]
+  float* weights;  // [queries][32]
+  float* factors;  // [queries]: what the sums so far are multiplied with
+  float* split;    // [queries] states
+};
+
+Scratch divide_scratch(float* scratch, const Shape& shape, int64_t queries) {
+  Scratch s;
+  s.keys = scratch;
+  s.values = s.keys + kBlock * shape.padded;
+  s.queries = s.values + kBlock * shape.padded;
+  s.weights = s.queries + queries * shape.padded;
+  s.factors = s.weights + queries * kBlock;
+  s.split = s.factors + (queries + 15) / 16 * 16;
+  return s;
+}
+
+// A half-open range of positions.
+struct Range {
+  int64_t begin, end;
+};
+
+PUNA_INLINE Range seen_by(const AttentionArgs& args, int64_t position) {
+  const int64_t begin = args.window > 0 && position + 1 > args.window ? position + 1 - args.window : 0;
+  return {begin, position + 1};
+}
+
+PUNA_INLINE Range intersect(Range a, Range b) {
+  return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
+}
+
+// Where the keys of a position begin, counted in elements from kv.keys, and its values from kv.values.
+PUNA_INLINE int64_t element_of(const AttentionArgs& args, const AttentionTile& tile, int64_t position) {
+  const KvView& kv = args.kv;
+  const int64_t page = kv.table[tile.request * kv.table_stride + position / kv.page_size];
+  return page * kv.page_stride + position % kv.page_size * kv.slot_stride + tile.kv_head * args.head_dim;
+}
+
+template <KvType type>
+PUNA_INLINE f32x16 load_kv(const uint8_t* base, int64_t element, int lanes) {
+  if constexpr (type == KvType::f32) {
+    return load_lanes(reinterpret_cast<const float*>(base) + element, lanes);
+  } else {
+    const uint16_t* p = reinterpret_cast<const uint16_t*>(base) + element;
+    if constexpr (type == KvType::f16) return lanes == 16 ? load_f16(p) : load_f16_n(p, lanes);
+    return lanes == 16 ? load_bf16(p) : load_bf16_n(p, lanes);
+  }
+}
+
+// Keys and values of the positions as float32, at their places of the block.
+template <KvType type>
+void load_block(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, Range positions,
+                const Scratch& scratch) {
+  for (int64_t position = positions.begin; position < positions.end; ++position) {
+    const int64_t element = element_of(args, tile, position), place = position % kBlock * shape.padded;
+    for_columns(args.head_dim, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      store(scratch.keys + place + c, load_kv<type>(args.kv.keys, element + c, lanes));
+      store(scratch.values + place + c, load_kv<type>(args.kv.values, element + c, lanes));
+    });
+  }
+}
+
+// Asks for the lines of positions that come next: pages lie anywhere, which no prefetcher foresees.
+void prefetch_block(const AttentionArgs& args, const AttentionTile& tile, Range positions) {
+  const int64_t element_bytes = args.kv.type == KvType::f32 ? 4 : 2;
+  for (int64_t position = positions.begin; position < positions.end; ++position) {
+    const int64_t offset = element_of(args, tile, position) * element_bytes;
+    for (int64_t byte = 0; byte < args.head_dim * element_bytes; byte += 64) {
+      __builtin_prefetch(args.kv.keys + offset + byte);
+      __builtin_prefetch(args.kv.values + offset + byte);
+    }
+  }
+}
+
+// q·k of sixteen keys.
+f32x16 dot16(const float* q, const float* keys, const Shape& shape) {
+  f32x16 sums[16];
+  for (int first = 0; first < 16; first += kPositions) {
+    f32x16 acc[kPositions];
+    for (int n = 0; n < kPositions; ++n) acc[n] = zero();
+    for (int64_t c = 0; c < shape.padded; c += 16) {
+      const f32x16 part_of_q = load(q + c);
+      for (int n = 0; n < kPositions; ++n) {
+        acc[n] = fma(part_of_q, load(keys + (first + n) * shape.padded + c), acc[n]);
+      }
+    }
+    for (int n = 0; n < kPositions; ++n) sums[first + n] = acc[n];
+  }
+  return reduce_add16(sums);
+}
+
+PUNA_INLINE float exp1(float x) {
+  float lanes[16];
+  store(lanes, exp(set1(x)));
+  return lanes[0];
+}
+
+// Scores and weights of one query over the places `seen` of a block; updates maximum and sum of its state.
+void weigh(const AttentionArgs& args, const Shape& shape, const Scratch& scratch, int64_t query, Range seen,
+           float* state) {
+  const float* q = scratch.queries + query * shape.padded;
+  float* weights = scratch.weights + query * kBlock;
+  const f32x16 scale = set1(args.scale);
+  const float infinity = __builtin_inff();
+  for (int64_t half = 0; half < kBlock; half += 16) {
+    if (seen.begin >= half + 16 || seen.end <= half) {
+      store(weights + half, set1(-infinity));
+    } else {
+      store(weights + half, mul(dot16(q, scratch.keys + half * shape.padded, shape), scale));
+    }
+  }
+  for (int64_t j = 0; j < seen.begin; ++j) weights[j] = -infinity;
+  for (int64_t j = seen.end; j < kBlock; ++j) weights[j] = -infinity;
+
+  const f32x16 s0 = load(weights), s1 = load(weights + 16);
+  const float block_top = reduce_max(max(s0, s1)), old_top = state[0];
+  const float top = old_top > block_top ? old_top : block_top;
+  const float factor = top == old_top ? 1.0f : exp1(old_top - top);
+  const f32x16 p0 = exp(sub(s0, set1(top))), p1 = exp(sub(s1, set1(top)));
+  store(weights, p0);
+  store(weights + 16, p1);
+  state[0] = top;
+  state[1] = __builtin_fmaf(state[1], factor, reduce_add(add(p0, p1)));
+  scratch.factors[query] = factor;
+}
+
+// acc = acc * factor + sum of p[j] v[j] for N queries and V vectors of their elements.
+template <int N, int V>
+PUNA_INLINE void accumulate_part(const Shape& shape, const Scratch& scratch, int64_t query, int64_t c, Range seen,
+                                 float* states) {
+  f32x16 acc[N][V];
+  for (int n = 0; n < N; ++n) {
+    const f32x16 factor = set1(scratch.factors[query + n]);
+    for (int v = 0; v < V; ++v) acc[n][v] = mul(load(states + n * shape.state + 16 + c + 16 * v), factor);
+  }
+  const float* weights = scratch.weights + query * kBlock;
+  for (int64_t j = seen.begin; j < seen.end; ++j) {
+    const float* value = scratch.values + j * shape.padded + c;
+    for (int n = 0; n < N; ++n) {
+      const f32x16 p = set1(weights[n * kBlock + j]);
+      for (int v = 0; v < V; ++v) acc[n][v] = fma(p, load(value + 16 * v), acc[n][v]);
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    for (int v = 0; v < V; ++v) store(states + n * shape.state + 16 + c + 16 * v, acc[n][v]);
+  }
+}
+
+template <int N>
+void accumulate(const Shape& shape, const Scratch& scratch, int64_t query, Range seen, float* states) {
+  int64_t c = 0;
+  for (; c + 64 <= shape.padded; c += 64) accumulate_part<N, 4>(shape, scratch, query, c, seen, states);
+  if (c + 32 <= shape.padded) {
+    accumulate_part<N, 2>(shape, scratch, query, c, seen, states);
+    c += 32;
+  }
+  if (c < shape.padded) accumulate_part<N, 1>(shape, scratch, query, c, seen, states);
+}
+
+void load_queries(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch) {
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    for (int64_t head = 0; head < shape.group; ++head) {
+      const float* q =
+          args.q + (tile.first_row + row) * args.ldq + (tile.kv_head * shape.group + head) * args.head_dim;
+      float* target = scratch.queries + (row * shape.group + head) * shape.padded;
+      for_columns(args.head_dim, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+        store(target + c, load_lanes(q + c, lanes));
+      });
+    }
+  }
+}
+
+// Whether a row sees anything of a split.
+PUNA_INLINE bool is_seen(const AttentionArgs& args, int64_t position, int64_t split) {
+  const Range seen = intersect(seen_by(args, position), {split * kAttentionSplit, (split + 1) * kAttentionSplit});
+  return seen.begin < seen.end;
+}
+
+// The states of all queries of the tile over one split.
+void walk_split(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch,
+                int64_t split, float* states) {
+  for (int64_t query = 0; query < tile.rows * shape.group; ++query) {
+    float* state = states + query * shape.state;
+    for (int64_t i = 0; i < shape.state; i += 16) store(state + i, zero());
+    state[0] = -__builtin_inff();
+  }
+  const Range of_split = {split * kAttentionSplit, (split + 1) * kAttentionSplit};
+  const Range of_tile = intersect(
+      {seen_by(args, tile.position).begin, seen_by(args, tile.position + tile.rows - 1).end}, of_split);
+  const auto block_at = [&](int64_t begin) { return intersect({begin, begin + kBlock}, of_tile); };
+  for (int64_t block = of_tile.begin / kBlock * kBlock; block < of_tile.end; block += kBlock) {
+    if (block + kBlock < of_tile.end) prefetch_block(args, tile, block_at(block + kBlock));
+    switch (args.kv.type) {
+      case KvType::f32:
+        load_block<KvType::f32>(args, tile, shape, block_at(block), scratch);
+        break;
+      case KvType::f16:
+        load_block<KvType::f16>(args, tile, shape, block_at(block), scratch);
+        break;
+      case KvType::bf16:
+        load_block<KvType::bf16>(args, tile, shape, block_at(block), scratch);
+        break;
+    }
+    const auto places_seen = [&](int64_t row) {
+      const Range seen = intersect(seen_by(args, tile.position + row), block_at(block));
+      return Range{seen.begin - block, seen.end - block};
+    };
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      const Range seen = places_seen(row);
+      if (seen.begin >= seen.end) continue;
+      for (int64_t query = row * shape.group; query < (row + 1) * shape.group; ++query) {
+        weigh(args, shape, scratch, query, seen, states + query * shape.state);
+      }
+      int64_t query = row * shape.group;
+      for (; query + kQueries <= (row + 1) * shape.group; query += kQueries) {
+        accumulate<kQueries>(shape, scratch, query, seen, states + query * shape.state);
+      }
+      for (; query < (row + 1) * shape.group; ++query) {
+        accumulate<1>(shape, scratch, query, seen, states + query * shape.state);
+      }
+    }
+  }
+}
+
+// total = total and split, both with what they see; the maximum of the two becomes the total's.
+void combine(const Shape& shape, float* total, const float* split) {
+  const float top = total[0] > split[0] ? total[0] : split[0];
+  const float old_factor = top == total[0] ? 1.0f : exp1(total[0] - top);
+  const float new_factor = top == split[0] ? 1.0f : exp1(split[0] - top);
+  total[0] = top;
+  total[1] = __builtin_fmaf(split[1], new_factor, total[1] * old_factor);
+  const f32x16 old_factors = set1(old_factor), new_factors = set1(new_factor);
+  for (int64_t i = 16; i < shape.state; i += 16) {
+    store(total + i, fma(load(split + i), new_factors, mul(load(total + i), old_factors)));
+  }
+}
+
+void copy_state(const Shape& shape, float* target, const float* source) {
+  for (int64_t i = 0; i < shape.state; i += 16) store(target + i, load(source + i));
+}
+
+void write_out(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, int64_t row, int64_t head,
+               const float* state) {
+  float* out = args.out + (tile.first_row + row) * args.ldo + (tile.kv_head * shape.group + head) * args.head_dim;
+  const f32x16 sum = set1(state[1]);
+  for_columns(args.head_dim, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    store_lanes(out + c, div(load(state + 16 + c), sum), lanes);
+  });
+}
+
+}  // namespace
+
+int64_t attention_scratch_floats(const AttentionArgs& args) {
+  const Shape shape = shape_of(args);
+  const int64_t queries = attention_tile_rows(shape.group) * shape.group;
+  return 2 * kBlock * shape.padded + queries * (shape.padded + kBlock + 2 * shape.state) + (queries + 15) / 16 * 16;
+}
+
+void attention(const AttentionArgs& args, const AttentionTile& tile, float* scratch) {
+  const Shape shape = shape_of(args);
+  const int64_t queries = tile.rows * shape.group;
+  const Scratch parts = divide_scratch(scratch, shape, queries);
+  float* totals = parts.split + queries * shape.state;
+  load_queries(args, tile, shape, parts);
+  for (int64_t split = tile.split_begin; split < tile.split_end; ++split) {
+    walk_split(args, tile, shape, parts, split, parts.split);
+    for (int64_t query = 0; query < queries; ++query) {
+      const int64_t position = tile.position + query / shape.group;
+      if (!is_seen(args, position, split)) continue;
+      const float* state = parts.split + query * shape.state;
+      float* total = totals + query * shape.state;
+      if (split == tile.split_begin || !is_seen(args, position, split - 1)) {
+        copy_state(shape, total, state);
+      } else {
+        combine(shape, total, state);
+      }
+    }
+  }
+  for (int64_t query = 0; query < queries; ++query) {
+    write_out(args, tile, shape, query / shape.group, query % shape.group, totals + query * shape.state);
+  }
+}
+
+void attention_split(const AttentionArgs& args, const AttentionTile& tile, float* scratch, float* states) {
+  const Shape shape = shape_of(args);
+  const Scratch parts = divide_scratch(scratch, shape, tile.rows * shape.group);
+  load_queries(args, tile, shape, parts);
+  walk_split(args, tile, shape, parts, tile.split_begin, states);
+}
+
+void attention_combine(const AttentionArgs& args, const AttentionTile& tile, float* states) {
+  const Shape shape = shape_of(args);
+  const int64_t queries = tile.rows * shape.group;
+  for (int64_t query = 0; query < queries; ++query) {
+    const int64_t position = tile.position + query / shape.group;
+    float* total = nullptr;
+    for (int64_t split = tile.split_begin; split < tile.split_end; ++split) {
+      if (!is_seen(args, position, split)) continue;
+      float* state = states + ((split - tile.split_begin) * queries + query) * shape.state;
+      if (total == nullptr) {
+        total = state;
+      } else {
+        combine(shape, total, state);
+      }
+    }
+    write_out(args, tile, shape, query / shape.group, query % shape.group, total);
+  }
+}
+
+}  // namespace puna::PUNA_NS

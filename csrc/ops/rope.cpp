@@ -1,0 +1,73 @@
+// Rotation of queries and keys, and the store of keys and values.
+//
+// A pair (x, y) becomes (x cos - y sin, x sin + y cos), each product and sum rounded by itself.
+#include "ops/kernels.h"
+
+namespace puna::PUNA_NS {
+namespace {
+
+// `out` may be `x`.
+void rotate_head(const float* x, float* out, const float* cosine, const float* sine, int64_t half, bool interleaved) {
+  if (interleaved) {
+    for (int64_t j = 0; j < half; ++j) {
+      const float a = x[2 * j], b = x[2 * j + 1];
+      out[2 * j] = a * cosine[j] - b * sine[j];
+      out[2 * j + 1] = a * sine[j] + b * cosine[j];
+    }
+    return;
+  }
+  for_columns(half, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    const f32x16 a = load_lanes(x + c, lanes), b = load_lanes(x + half + c, lanes);
+    const f32x16 cos = load_lanes(cosine + c, lanes), sin = load_lanes(sine + c, lanes);
+    store_lanes(out + c, sub(mul(a, cos), mul(b, sin)), lanes);
+    store_lanes(out + half + c, add(mul(a, sin), mul(b, cos)), lanes);
+  });
+}
+
+// Values to the cache's type, rounded to nearest even.
+void store_kv(const float* x, uint8_t* target, int64_t count, KvType type) {
+  if (type == KvType::f32) {
+    memcpy(target, x, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  uint16_t* halves = reinterpret_cast<uint16_t*>(target);
+  for_columns(count, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    const f32x16 v = load_lanes(x + c, lanes);
+    if (type == KvType::f16) {
+      lanes == 16 ? store_f16(halves + c, v) : store_f16_n(halves + c, v, lanes);
+    } else {
+      lanes == 16 ? store_bf16(halves + c, v) : store_bf16_n(halves + c, v, lanes);
+    }
+  });
+}
+
+constexpr int64_t kMaxHeadDim = 1024;
+
+}  // namespace
+
+void rope_kv(const RopeKvArgs& args, int64_t row_begin, int64_t row_end) {
+  const int64_t half = args.rot_dim / 2, dim = args.head_dim;
+  const int64_t element_bytes = args.kv.type == KvType::f32 ? 4 : 2;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    float* x = args.x + row * args.ldx;
+    const float* cosine = args.angles + row * args.ld_angles;
+    const float* sine = cosine + half;
+    for (int64_t head = 0; head < args.num_heads; ++head) {
+      float* q = x + args.q_col + head * dim;
+      rotate_head(q, q, cosine, sine, half, args.interleaved);
+    }
+    const int64_t position = args.position_of[row];
+    const int64_t page = args.kv.table[args.request_of[row] * args.kv.table_stride + position / args.kv.page_size];
+    const int64_t slot = page * args.kv.page_stride + position % args.kv.page_size * args.kv.slot_stride;
+    for (int64_t head = 0; head < args.num_kv_heads; ++head) {
+      const float* k = x + args.k_col + head * dim;
+      float rotated[kMaxHeadDim];
+      rotate_head(k, rotated, cosine, sine, half, args.interleaved);
+      memcpy(rotated + args.rot_dim, k + args.rot_dim, static_cast<size_t>(dim - args.rot_dim) * sizeof(float));
+      store_kv(rotated, args.kv.keys + (slot + head * dim) * element_bytes, dim, args.kv.type);
+    }
+    store_kv(x + args.v_col, args.kv.values + slot * element_bytes, args.num_kv_heads * dim, args.kv.type);
+  }
+}
+
+}  // namespace puna::PUNA_NS
