@@ -17,8 +17,8 @@ from puna.errors import InvalidRequestError, UnsupportedModelError, WeightsError
 if TYPE_CHECKING:
     from jinja2 import Template
 
-#: A longer template is not one.
-MAX_TEMPLATE_CHARACTERS = 1 << 20
+#: Compiling has no budget but this one. The longest templates of models have a third of it.
+MAX_TEMPLATE_CHARACTERS = 1 << 16
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
@@ -171,7 +171,12 @@ class ChatTemplate:
 
         text = self.texts[name]
         if len(text) > MAX_TEMPLATE_CHARACTERS:
-            raise UnsupportedModelError("chat_template", f"{len(text)} characters", file=self.source, supported="1 MiB")
+            raise UnsupportedModelError(
+                "chat_template",
+                f"{len(text)} characters",
+                file=self.source,
+                supported=f"up to {MAX_TEMPLATE_CHARACTERS}",
+            )
         try:
             template = TemplateSandbox(self._clock).from_string(text)
         # SyntaxError: Python's compiler has limits that Jinja does not check (twenty nested loops).

@@ -250,6 +250,9 @@ class _GuardedFormat:
         self._text = text
         self._format_text = format_text
 
+    def __repr__(self) -> str:
+        return "<method format>"
+
     def __call__(self, *args: Any, **kwargs: Any) -> str:
         guard_format(self._environment.budget, self._text, (*args, *kwargs.values()))
         return self._format_text(*args, **kwargs)
