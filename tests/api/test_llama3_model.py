@@ -17,7 +17,7 @@ from puna.nn.kv_cache import increment_cache_lengths
 from puna.nn.transformer import ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures.llama3 import Llama3Config, Llama3Inputs, Llama3Model, LlamaModelBase
 from puna.pipelines.lib import LogProbabilitiesMixin, ModelInputs, PipelineModelWithKVCache
-from support.llama_config import hf_config, llama_config, model_config, pipeline_config, random_weights
+from support.llama_config import KNOBS, hf_config, llama_config, model_config, pipeline_config, random_weights
 from support.llama_model import (
     FLOAT32_CACHE,
     Cache,
@@ -130,25 +130,6 @@ class TestConstruction:
 def _sizes(config: Any = None) -> Llama3Config:
     """A finished configuration, for the shapes of its weights."""
     return llama_config(config)
-
-
-KNOBS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "other size": {"hidden_size": 48, "intermediate_size": 40},
-    "heads not grouped": {"num_key_value_heads": 4},
-    "one kv head": {"num_key_value_heads": 1},
-    "head size apart": {"head_dim": 16},
-    "score scale": {"attention_multiplier": 0.015625},
-    "embedding scale": {"embedding_multiplier": 12.0},
-    "residual scale": {"residual_multiplier": 0.22},
-    "logits divisor": {"logits_scaling": 8.0},
-    "clamp": {"clip_qkv": 0.4},
-    "tied": {"tie_word_embeddings": True},
-    "tied and scaled": {"tie_word_embeddings": True, "embedding_multiplier": 12.0, "logits_scaling": 8.0},
-    "base": {"rope_theta": 100.0},
-    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
-}
 
 
 @pytest.mark.parametrize("knob", KNOBS)

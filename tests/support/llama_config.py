@@ -28,6 +28,34 @@ TINY: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+KNOBS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "other size": {"hidden_size": 48, "intermediate_size": 40},
+    "heads not grouped": {"num_key_value_heads": 4},
+    "one kv head": {"num_key_value_heads": 1},
+    "head size apart": {"head_dim": 16},
+    "score scale": {"attention_multiplier": 0.015625},
+    "embedding scale": {"embedding_multiplier": 12.0},
+    "residual scale": {"residual_multiplier": 0.22},
+    "logits divisor": {"logits_scaling": 8.0},
+    "clamp": {"clip_qkv": 0.4},
+    "tied": {"tie_word_embeddings": True},
+    "tied and scaled": {"tie_word_embeddings": True, "embedding_multiplier": 12.0, "logits_scaling": 8.0},
+    "base": {"rope_theta": 100.0},
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "llama3": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+}
+"""Changes of the tiny configuration, one knob each."""
+
 
 def hf_config(*, without: tuple[str, ...] = (), **changes: Any) -> SimpleNamespace:
     """A tiny configuration with some keys changed and some left out."""
