@@ -9,7 +9,7 @@ comparison is counted. Containers cannot be changed inside the sandbox, so their
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,7 +38,8 @@ class Size(NamedTuple):
     depth: int
 
 
-_SCALAR = Size(1, 1, 0)
+DICT_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_SCALAR = Size(64, 1, 0)
 _NUMBER = Size(24, 1, 0)
 
 
@@ -130,6 +131,8 @@ class Budget:
             return Size(bits // 3 + 2, 1, 0)
         if isinstance(value, float):
             return _NUMBER
+        if isinstance(value, DICT_VIEWS):
+            return self._measure(list(value))
         if not isinstance(value, (list, tuple, dict)):
             return _SCALAR
         known = self._known.get(id(value))
@@ -168,11 +171,20 @@ class Budget:
             return value
         if isinstance(value, Namespace):
             raise BudgetError("a namespace written out as text")
-        if isinstance(value, (list, tuple, dict)):
-            self.made(self.size(value).characters)
-        elif isinstance(value, (type({}.keys()), type({}.values()), type({}.items()))):
-            self.made(self.size(list(value)).characters)
+        self.made(self.size(value).characters)
         return str(value)
+
+    def counted(self, values: Iterable[Any]) -> Iterator[Any]:
+        """The same values, one step each."""
+        for value in values:
+            self.step()
+            yield self.check(value) if isinstance(value, (list, tuple, dict)) else value
+
+    def listed(self, value: Any) -> Any:
+        """A list in place of anything that can be gone through but not measured: ranges, views, generators, loops."""
+        if isinstance(value, (str, list, tuple, dict, Undefined)) or not hasattr(type(value), "__iter__"):
+            return value
+        return self.check(list(self.counted(value)))
 
 
 def _flat(value: Mapping[Any, Any]) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
-from jinja2.utils import _PassArg
+from jinja2.utils import Namespace, _PassArg
 
 from puna.tokenization.template_budget import Budget, BudgetError
 
@@ -80,8 +80,11 @@ _DIGITS = re.compile(r"\d+")
 
 def guard_method(
     budget: Budget, method: types.BuiltinMethodType, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+) -> tuple[Any, ...]:
     """Allows or refuses a call of a built-in method.
+
+    Returns:
+        The arguments to call it with.
 
     Raises:
         SecurityError: The method is not one that templates may call.
@@ -91,8 +94,9 @@ def guard_method(
     kind = next((kind for kind in type(owner).__mro__ if kind in _METHODS), None)
     if kind is None or name not in _METHODS[kind]:
         raise SecurityError(f"a call of {type(owner).__name__}.{name}")
+    args = tuple(budget.listed(value) for value in args)
     if not isinstance(owner, str):
-        return
+        return args
     if name in ("center", "ljust", "rjust", "zfill"):
         _small_numbers(args, kwargs)
     elif name == "expandtabs":
@@ -102,6 +106,7 @@ def guard_method(
         _guard_replace(budget, owner, args)
     elif name == "join" and args:
         _guard_join(budget, args[0], owner)
+    return args
 
 
 def _small_numbers(args: Iterable[Any], kwargs: dict[str, Any]) -> None:
@@ -139,6 +144,8 @@ def guard_format(budget: Budget, text: str, values: tuple[Any, ...]) -> None:
 def _guard_format(budget: Budget, text: str, values: tuple[Any, ...], fields: int, width_from_values: bool) -> None:
     # An upper bound: all widths that are written, and every field as large as the largest value.
     digits = sum(min(int(number[:9]), 10**9) for number in _DIGITS.findall(text))
+    if any(isinstance(value, Namespace) for value in _leaves(values)):
+        raise BudgetError("a namespace written out as text")
     largest = max((budget.size(value).characters for value in values), default=0)
     if width_from_values:
         numbers = [abs(value) for value in _leaves(values) if isinstance(value, int)]
@@ -172,9 +179,10 @@ def guard_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         environment: TemplateSandbox = context.environment  # type: ignore[assignment]  # the only one with these filters
         budget = environment.budget
         budget.step(1 + (len(value) // 64 if isinstance(value, (list, tuple, dict, str)) else 0))
-        if isinstance(value, types.GeneratorType) and name in _CONSUMERS:
-            value = list(_counted(budget, value))
-            budget.check(value)
+        if isinstance(value, Namespace) and name not in ("default", "d"):
+            raise BudgetError("a namespace given to a filter")
+        if name in _CONSUMERS:
+            value = budget.listed(value)
         if ask is not None:
             ask(budget, value, args, kwargs)
         first: tuple[Any, ...] = ()
@@ -186,16 +194,10 @@ def guard_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             first = (environment,)
         result = function(*first, value, *args, **kwargs)
         if isinstance(result, types.GeneratorType):
-            return _counted(budget, result)
+            return budget.counted(result)
         return budget.check(result)
 
     return guarded
-
-
-def _counted(budget: Budget, values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        budget.step()
-        yield budget.check(value) if isinstance(value, (list, tuple, dict)) else value
 
 
 _CONSUMERS = frozenset(

@@ -35,11 +35,6 @@ class RaisedByTemplate(TemplateError):
     """The template itself refuses the conversation."""
 
 
-def raise_exception(message: object) -> None:
-    """What templates call to refuse a conversation."""
-    raise RaisedByTemplate(str(message)[:2000])
-
-
 def tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
@@ -157,16 +152,14 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.filters.update({name: guard_filter(name, function) for name, function in self.filters.items()})
         tests: Any = dict(self.tests)
         self.tests.update({name: _counted_test(function) for name, function in tests.items()})
-        self._callables = {
-            id(function): function for function in (raise_exception, safe_range, dict, TemplateNamespace)
-        }
+        self._callables = {id(function): function for function in (safe_range, dict, TemplateNamespace)}
         self.globals = {
             "range": safe_range,
             "dict": dict,
             "cycler": Cycler,
             "joiner": Joiner,
             "namespace": TemplateNamespace,
-            "raise_exception": raise_exception,
+            "raise_exception": self.raise_exception,
             "strftime_now": self.strftime_now,
         }
 
@@ -194,6 +187,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         texts = [budget.text(value) for value in values]
         budget.allow(sum(map(len, texts)), "a text")
         return str(budget.check("".join(texts)))
+
+    def raise_exception(self, message: object) -> None:
+        """What templates call to refuse a conversation."""
+        raise RaisedByTemplate(self.budget.text(message)[:2000])
 
     def strftime_now(self, format: str) -> str:
         """The time of rendering, formatted."""
@@ -226,7 +223,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         budget = __self.budget
         budget.step()
         if isinstance(__obj, types.BuiltinMethodType) and not isinstance(__obj.__self__, (type, types.ModuleType)):
-            guard_method(budget, __obj, args, kwargs)
+            args = guard_method(budget, __obj, args, kwargs)
         elif not __self._may_call(__obj):
             raise SecurityError(f"a call of {type(__obj).__name__} {getattr(__obj, '__name__', '')!r}")
         return budget.check(super().call(__context, __obj, *args, **kwargs))
