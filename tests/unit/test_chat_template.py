@@ -242,6 +242,8 @@ BOMBS = {
     "star format": "{{ '%*d' % (1000000000, 1) }}",
     "wide .format": "{{ '{:1000000000}'.format(1) }}",
     "nested .format": "{{ '{:{}}'.format(1, 1000000000) }}",
+    "nested .format of text": "{{ '{:{}}'.format(1, '1000000000') }}",
+    "long attribute": "{{ range(99999) | map(attribute='a.' * 400000, default='x') | list }}",
     "precise": "{{ '%.1000000000f' % 1.5 }}",
     "format filter": "{{ '%1000000000d' | format(1) }}",
     "center": "{{ 'a' | center(1000000000) }}",

@@ -38,7 +38,7 @@ class Size(NamedTuple):
     depth: int
 
 
-DICT_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+DICT_VIEWS: tuple[type[Any], ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _SCALAR = Size(64, 1, 0)
 _NUMBER = Size(24, 1, 0)
 

@@ -76,6 +76,8 @@ _METHODS: dict[type, frozenset[str]] = {
     float: frozenset({"is_integer"}),
 }
 _DIGITS = re.compile(r"\d+")
+_STAR = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(?:\*|\d*\.\*)")
+_NESTED_FIELD = re.compile(r"\{[^{}]*\{")
 
 
 def guard_method(
@@ -131,26 +133,26 @@ def _guard_join(budget: Budget, values: Any, separator: str) -> None:
 def guard_percent(budget: Budget, text: str, values: Any) -> None:
     """Asks for the size of `text % values`."""
     arguments = values if isinstance(values, tuple) else (values,)
-    _guard_format(budget, text, arguments, text.count("%"), "*" in text)
+    width = 0
+    if _STAR.search(text):
+        width = max((abs(value) for value in _leaves(arguments) if isinstance(value, int)), default=0)
+    _ask_formatted(budget, text, arguments, text.count("%"), width)
 
 
 def guard_format(budget: Budget, text: str, values: tuple[Any, ...]) -> None:
     """Asks for the size of `text.format(...)`."""
-    fields = text.count("{")
-    nested = re.search(r"\{[^{}]*\{", text) is not None
-    _guard_format(budget, text, values, fields, nested)
+    if _NESTED_FIELD.search(text):
+        raise BudgetError("a format whose width is itself a field")
+    _ask_formatted(budget, text, values, text.count("{"), 0)
 
 
-def _guard_format(budget: Budget, text: str, values: tuple[Any, ...], fields: int, width_from_values: bool) -> None:
-    # An upper bound: all widths that are written, and every field as large as the largest value.
-    digits = sum(min(int(number[:9]), 10**9) for number in _DIGITS.findall(text))
+def _ask_formatted(budget: Budget, text: str, values: tuple[Any, ...], fields: int, width: int) -> None:
     if any(isinstance(value, Namespace) for value in _leaves(values)):
         raise BudgetError("a namespace written out as text")
+    # An upper bound: all widths that are written, and every field as large as the largest value.
+    digits = sum(int(number[:9]) for number in _DIGITS.findall(text))
     largest = max((budget.size(value).characters for value in values), default=0)
-    if width_from_values:
-        numbers = [abs(value) for value in _leaves(values) if isinstance(value, int)]
-        largest += max(numbers, default=0)
-    budget.allow(len(text) + digits + fields * largest, "a formatted text")
+    budget.allow(len(text) + digits + fields * (largest + width), "a formatted text")
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[Any]:

@@ -214,6 +214,14 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             guard_percent(budget, left, right)
         return budget.check(super().call_binop(context, operator, left, right))
 
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self.budget.step()
+        return super().getitem(obj, argument)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self.budget.step()
+        return super().getattr(obj, attribute)
+
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         format_text = super().wrap_str_format(value)
         return None if format_text is None else _GuardedFormat(self, value.__self__, format_text)
