@@ -341,7 +341,7 @@ def random_blocks(encoding: str, rows: int, cols: int, deviation: float, seed: i
 
 def _write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     family = config["model_type"]
-    writer.add_name(f"tiny {family}")
+    writer.add_name("random decoder")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
