@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 import weakref
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from puna import _native
 from puna.errors import WeightsError
 
 __all__ = ["PICKLE_SUFFIXES", "MappedWeights"]
@@ -54,16 +54,19 @@ class MappedWeights:
         if status.st_size == 0:
             raise WeightsError("is empty", file=self.path)
         self._modified: Final = status.st_mtime_ns
-        self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
-        self.size: Final[int] = len(self._map)
-        self.array: Final[np.ndarray[Any, np.dtype[np.uint8]]] = np.frombuffer(self._map, np.uint8)
-        self.data: Final = memoryview(self._map)
+        try:
+            self._map: Final = _native.MappedFile(str(self.path))
+        except (OSError, ValueError, RuntimeError) as error:  # the file went away since, or thousands are mapped
+            raise WeightsError(f"cannot be mapped: {error}", file=self.path) from error
+        self.array: Final[np.ndarray[Any, np.dtype[np.uint8]]] = np.frombuffer(self._map.data, np.uint8)
+        self.data: Final = memoryview(self.array)
+        self.size: Final[int] = self.array.size
 
     @property
     def damaged(self) -> bool:
         """Whether the file has another length or was written to since it was mapped, or a page of it was missing."""
         status = os.fstat(self._descriptor)
-        return (status.st_size, status.st_mtime_ns) != (self.size, self._modified)
+        return self._map.damaged or (status.st_size, status.st_mtime_ns) != (self.size, self._modified)
 
     def check(self, tensor: str | None = None) -> None:
         """Raises WeightsError if the file is damaged."""
