@@ -58,8 +58,8 @@ class MappedWeights:
             self._map: Final = _native.MappedFile(str(self.path))
         except (OSError, ValueError, RuntimeError) as error:  # the file went away since, or thousands are mapped
             raise WeightsError(f"cannot be mapped: {error}", file=self.path) from error
-        self.array: Final[np.ndarray[Any, np.dtype[np.uint8]]] = np.frombuffer(self._map.data, np.uint8)
-        self.data: Final = memoryview(self.array)
+        self.data: Final[memoryview] = self._map.data
+        self.array: Final[np.ndarray[Any, np.dtype[np.uint8]]] = np.frombuffer(self.data, np.uint8)
         self.size: Final[int] = self.array.size
 
     @property
