@@ -19,7 +19,7 @@ from puna.graph.quantization import QuantizationEncoding
 from puna.graph.weights import WeightData
 from puna.nn.kv_cache import KVCacheParams
 from puna.nn.quant_config import QuantConfig, QuantizationConfig
-from puna.nn.rotary_embedding import LongRoPEScalingParams, RopeScalingParams, RotaryEmbedding
+from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, RopeScalingParams, RotaryEmbedding
 from puna.nn.transformer import DecoderSpec, ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures.llama3.decoder import decoder_spec, rotary_embedding
 from puna.pipelines.architectures.llama3.layout import CheckpointLayout
@@ -158,16 +158,23 @@ class Llama3Config(ArchConfigWithKVCache):
     ) -> int:
         """Most tokens of a sequence: `max_length` where it is set, else `max_position_embeddings`.
 
+        With dynamic scaling of rotary embedding, which begins where `max_position_embeddings` ends, `max_length` may be
+        up to its `factor` times as long.
+
         Raises:
-            ValueError: `max_length` is above `max_position_embeddings`; it is never lowered silently.
+            ValueError: `max_length` is above what the model allows; it is never lowered silently.
         """
         model_config = model_config or pipeline_config.model
-        bound = read_count(huggingface_config, "max_position_embeddings")
+        length, bound = model_config.max_length, read_count(huggingface_config, "max_position_embeddings")
+        if length is not None and length > bound:
+            scaling = read_rope_settings(huggingface_config).scaling
+            if isinstance(scaling, DynamicRopeScalingParams) and length <= bound * scaling.factor:
+                return length
         try:
-            return upper_bounded_default(upper_bound=bound, default=model_config.max_length)
+            return upper_bounded_default(upper_bound=bound, default=length)
         except ValueError as error:
             raise InvalidRequestError(
-                f"unable to infer max_length for Llama 3: the given max_length ({model_config.max_length}) exceeds "
+                f"unable to infer max_length for Llama 3: the given max_length ({length}) exceeds "
                 f"the model's max_position_embeddings ({bound})",
                 param="max_length",
             ) from error
