@@ -93,6 +93,7 @@ wheel: $(VENV)/.tools
 
 # The core with AddressSanitizer and UndefinedBehaviorSanitizer replays the recorded kernel cases.
 sanitize: $(VENV)/.tools
+	@mkdir -p build
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DPUNA_PYTHON=OFF -DPUNA_REPLAY=ON -DPUNA_SANITIZE=ON >build/sanitize.log || { cat build/sanitize.log; exit 1; }
 	$(BIN)/cmake --build build/sanitize
@@ -100,6 +101,7 @@ sanitize: $(VENV)/.tools
 
 # The same cases on AArch64: cross-compiled, and run by qemu where this is another machine.
 neon: $(VENV)/.tools
+	@mkdir -p build
 	@if ! command -v aarch64-linux-gnu-g++ >/dev/null || ! command -v qemu-aarch64 >/dev/null; then \
 		echo "neon: left out; g++-aarch64-linux-gnu and qemu-user are not installed"; exit 0; fi; \
 	$(BIN)/cmake -S . -B build/neon -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \

@@ -60,9 +60,12 @@ def test_batched_is_alone(model: str, alone: list[tuple[int, ...]], options: Loa
     assert tokens(LLM(model, options).generate(requests())) == alone
 
 
-def test_chunked_is_whole(model: str, alone: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_module, "_STEP_TOKENS", 5)
-    assert tokens(LLM(model, LoadOptions(max_batch_size=4)).generate(requests())) == alone
+def test_chunked_is_whole(model: str, alone: list[tuple[int, ...]]) -> None:
+    assert tokens(LLM(model, LoadOptions(max_batch_size=4, max_step_tokens=5)).generate(requests())) == alone
+
+
+def test_several_passes_a_turn_are_single_steps(model: str, alone: list[tuple[int, ...]]) -> None:
+    assert tokens(LLM(model, LoadOptions(max_batch_size=4, max_num_steps=3)).generate(requests())) == alone
 
 
 def test_cached_is_cold(model: str, alone: list[tuple[int, ...]]) -> None:

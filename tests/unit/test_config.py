@@ -121,7 +121,6 @@ class TestRuntimeConfig:
         "carried",
         [
             {"pipeline_role": "decode_only"},
-            {"max_num_steps": 4},
             {"tool_parser": "llama"},
             {"reasoning_parser": "qwen"},
             {"enable_in_flight_batching": True},

@@ -58,6 +58,8 @@ class LoadOptions:
         chat_template: A file with a template that replaces the model's own.
         revision: Branch, tag or commit, for models on the hub.
         use_prefix_cache: Whether requests with equal beginnings share pages.
+        max_step_tokens: Tokens in a step, over all requests; a longer prompt is read in several steps.
+        max_num_steps: Forward passes between two decisions of the scheduler.
     """
 
     dtype: Precision = "auto"
@@ -69,6 +71,8 @@ class LoadOptions:
     chat_template: Path | None = None
     revision: str | None = None
     use_prefix_cache: bool = True
+    max_step_tokens: int = _STEP_TOKENS
+    max_num_steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,9 @@ class LLM:
         pipeline_config = PipelineConfig(
             model=config,
             runtime=PipelineRuntimeConfig(
-                max_batch_size=options.max_batch_size, max_batch_input_tokens=max(_STEP_TOKENS, options.max_batch_size)
+                max_batch_size=options.max_batch_size,
+                max_batch_input_tokens=options.max_step_tokens,
+                max_num_steps=options.max_num_steps,
             ),
         )
         self.sampling_defaults: SamplingParamsInput = config.sampling_params_defaults
@@ -342,6 +348,8 @@ def _load_pipeline(config: PipelineConfig, options: LoadOptions) -> tuple[Any, T
     limits = SchedulerLimits(
         max_batch_size=options.max_batch_size,
         max_step_tokens=runtime.max_batch_input_tokens,
+        max_request_tokens=runtime.max_request_input_tokens,
+        max_num_steps=runtime.num_steps,
         use_chunks=runtime.enable_chunked_prefill,
         admission_watermark=runtime.kvcache_ce_watermark,
     )

@@ -27,7 +27,6 @@ _NOT_IMPLEMENTED: Final = (
     "max_queue_size_tg",
     "max_batch_total_tokens",
     "chunked_prefill_min_chunk_size",
-    "max_request_input_tokens",
     "enable_in_flight_batching",
     "enable_prioritize_first_decode",
     "ce_delay_ms",
@@ -153,8 +152,6 @@ class PipelineRuntimeConfig:
         for name in ("tool_parser", "reasoning_parser"):
             if getattr(self, name) not in (None, "none"):
                 raise InvalidRequestError(f"no parser {getattr(self, name)!r}; there is: none", param=name)
-        if self.num_steps > 1:
-            raise InvalidRequestError("the loop takes one step per turn; there is: -1, 1", param="max_num_steps")
         defaults = PipelineRuntimeConfig()
         for name in _NOT_IMPLEMENTED:
             if getattr(self, name) != getattr(defaults, name):
