@@ -106,7 +106,7 @@ PUNA_INLINE void accumulate(const uint8_t* unit, int block, int p, const uint8_t
 // acc[T][16] = one panel times T rows of a8 blocks.
 template <class W, int T>
 [[gnu::noinline]] void integer_tile(const uint8_t* panel, int64_t units, const uint8_t* const* rows, float* out) {
-  constexpr int kBlocks = W::kUnitElements / kA8BlockElements;
+  constexpr int kBlocks = W::kUnitElements / kA8BlockElements, kBlockBytes = W::kUnitBytes / kBlocks;
   // Written through memory: the registers are for the sums of the block at hand.
   for (int i = 0; i < T * kPanelRows; ++i) out[i] = 0.0f;
   const uint8_t* row[T];
@@ -114,6 +114,7 @@ template <class W, int T>
   int64_t offset = 0;
   for (const uint8_t *unit = panel, *end = panel + units * W::kUnitBytes; unit != end; unit += W::kUnitBytes) {
     for (int block = 0; block < kBlocks; ++block, offset += kA8BlockBytes) {
+      prefetch_block<kBlockBytes, T>(unit + kBlockBytes * block);
       for (int p = 0; p < kParts; ++p) {
         __m256i sum[T];
         accumulate<W, T, 0>(unit, block, p, row, offset, sum);

@@ -22,7 +22,7 @@ PUNA_INLINE void load_operands(const uint8_t* unit, int block, int p, bvec* w) {
 // acc[T][16] = one panel times T rows of a8 blocks.
 template <class W, int T>
 [[gnu::noinline]] void integer_tile(const uint8_t* panel, int64_t units, const uint8_t* const* rows, float* out) {
-  constexpr int kBlocks = W::kUnitElements / kA8BlockElements;
+  constexpr int kBlocks = W::kUnitElements / kA8BlockElements, kBlockBytes = W::kUnitBytes / kBlocks;
   fvec acc[T][kParts];
   for (int t = 0; t < T; ++t) {
     for (int p = 0; p < kParts; ++p) acc[t][p] = nset1(0.0f);
@@ -31,11 +31,8 @@ template <class W, int T>
   for (int t = 0; t < T; ++t) row[t] = rows[t];
   int64_t offset = 0;
   for (const uint8_t *unit = panel, *end = panel + units * W::kUnitBytes; unit != end; unit += W::kUnitBytes) {
-    if constexpr (kPrefetchBytes > 0) {
-#pragma GCC unroll 64
-      for (int line = 0; line < W::kUnitBytes; line += 64) __builtin_prefetch(unit + kPrefetchBytes + line);
-    }
     for (int block = 0; block < kBlocks; ++block, offset += kA8BlockBytes) {
+      prefetch_block<kBlockBytes, T>(unit + kBlockBytes * block);
 #pragma GCC unroll kUnroll
       for (int p = 0; p < kParts; ++p) {
         bvec w[8];

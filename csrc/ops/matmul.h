@@ -14,13 +14,12 @@ int64_t matmul_scratch_floats(const MatmulArgs& args);
 
 // ---- between the files of the product -------------------------------------------------------------------------------
 
-// Rows of x that one tile multiplies; the last tile of a batch takes the smallest of them that holds the rest.
-inline constexpr int kTileRows[] = {1, 2, 4, 8};
+// Tiles multiply 1, 2, 4 or at most kMaxTileRows rows of x at a time; the rest of a batch takes the smallest that holds it.
 inline constexpr int kMaxTileRows = 8;
 PUNA_INLINE int tile_index(int64_t rows) { return rows >= 5 ? 3 : rows >= 3 ? 2 : rows == 2 ? 1 : 0; }
 
-// x rows that are multiplied by a panel before the next panel is read: they stay in the second-level cache.
-inline constexpr int64_t kRowChunk = 128;
+// Bytes of x that are multiplied by a panel before the next panel is read: they stay in the second-level cache.
+inline constexpr int64_t kRowChunkBytes = 262144;
 
 // acc[T][16] = one panel times T rows of a8 blocks.
 using IntegerTile = void (*)(const uint8_t* panel, int64_t units, const uint8_t* const* rows, float* acc);

@@ -55,9 +55,11 @@ void integer_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_
   const IntegerTiles tiles = integer_tiles(args.kernel);
   const int64_t units = (args.cols + tiles.unit_elements - 1) / tiles.unit_elements;
   const int64_t panel_bytes = units * tiles.unit_bytes, row_bytes = a8_row_bytes(args.cols);
+  int64_t chunk_rows = kRowChunkBytes / row_bytes / kMaxTileRows * kMaxTileRows;
+  if (chunk_rows < kMaxTileRows) chunk_rows = kMaxTileRows;
   alignas(64) float acc[kMaxTileRows * kPanelRows];
-  for (int64_t chunk = 0; chunk < args.m; chunk += kRowChunk) {
-    const int64_t chunk_end = args.m - chunk < kRowChunk ? args.m : chunk + kRowChunk;
+  for (int64_t chunk = 0; chunk < args.m; chunk += chunk_rows) {
+    const int64_t chunk_end = args.m - chunk < chunk_rows ? args.m : chunk + chunk_rows;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       for (int64_t first = chunk; first < chunk_end; first += kMaxTileRows) {
         const int64_t rows = chunk_end - first < kMaxTileRows ? chunk_end - first : kMaxTileRows;

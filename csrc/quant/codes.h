@@ -54,4 +54,13 @@ PUNA_INLINE bvec upper_two_bits(const uint8_t* vectors, int p) {
   return band(bshr<2 * (I % 4) - 4>(part_of(vectors + 64 * (I / 4), p)), bset1(0x30));
 }
 
+// Asks for the bytes of a block that lies kPrefetchBytes further on in the weight stream.
+template <int Bytes, int Rows>
+PUNA_INLINE void prefetch_block(const uint8_t* block) {
+  if constexpr (kPrefetchBytes > 0 && Rows >= kPrefetchRows) {
+#pragma GCC unroll 9
+    for (int line = 0; line < Bytes; line += 64) __builtin_prefetch(block + kPrefetchBytes + line);
+  }
+}
+
 }  // namespace puna::PUNA_NS

@@ -202,7 +202,7 @@ PUNA_INLINE int32_t reduce_add_i32(i32x16 a) {
 
 // How far loops over the operands of a tile are unrolled.
 inline constexpr int kUnroll = 8;
-// Rows of a float32 tile of sixteen outputs: their sums take 24 of the 32 registers.
+// Rows of the largest float32 tile of sixteen outputs.
 inline constexpr int kFloatRows = 6;
 inline constexpr int kNativeRows = 4;
 inline constexpr int kParts = 4;
@@ -273,7 +273,9 @@ PUNA_INLINE ivec dot4(ivec acc, bvec codes, const uint8_t* activations) {
   return {vdotq_s32(acc.v, vreinterpretq_s8_u8(codes.v), vreinterpretq_s8_s32(vdupq_n_s32(x)))};
 }
 
+// No software prefetch of the weight stream (not measured).
 inline constexpr int kPrefetchBytes = 0;
+inline constexpr int kPrefetchRows = 0;
 
 #undef PUNA_FOUR
 

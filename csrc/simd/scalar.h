@@ -110,7 +110,7 @@ struct bvec {
 };
 // How far loops over the operands of a tile are unrolled: not at all, for the compiler's sake.
 inline constexpr int kUnroll = 1;
-// Rows of a float32 tile of sixteen outputs.
+// Rows of the largest float32 tile of sixteen outputs.
 inline constexpr int kFloatRows = 4;
 inline constexpr int kNativeRows = 16;
 inline constexpr int kParts = 1;
@@ -192,7 +192,9 @@ PUNA_INLINE ivec dot4(ivec acc, bvec codes, const uint8_t* activations) {
   return acc;
 }
 
+// No software prefetch of the weight stream.
 inline constexpr int kPrefetchBytes = 0;
+inline constexpr int kPrefetchRows = 0;
 
 #undef PUNA_LANES
 #undef PUNA_WORDS
