@@ -77,6 +77,7 @@ SNIPPETS = [
     "{{ undefined_thing }}{{ undefined_thing is defined }}{{ undefined_thing | default('d') }}{{ messages[0].absent }}",
     "{{ 'Ab c'.lower().replace('b', 'X').split() }}{{ 'x'.center(5) }}{{ ' y '.strip() }}{{ 'a,b'.partition(',') }}",
     "{{ {'a': 1}.items() | list }}{{ {'a': 1}.get('z', 5) }}{{ {'a': 1} }}{{ ('t', 1) }}{{ [1, 'two', 3.0, none] }}",
+    "{{ '{{\"a\": {0}, \"b\": {{{1}}}}}'.format(1, 'x') }}{{ '**%s** %5.1f%%' % ('x', 2) }}",
     "{{ cycler('a', 'b').next() }}{% set j = joiner(',') %}{{ j() }}{{ j() }}{{ dict(a=1, b=2) }}",
     "{{ 'abc' | first }}{{ 'abc' | last }}{{ 'abc' | length }}{{ 'abc' | reverse }}"
     "{{ [1, 2, 3, 4, 5] | batch(2) | list }}",

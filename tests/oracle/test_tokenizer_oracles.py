@@ -189,15 +189,15 @@ def write_vocabulary(path: Path, metadata: dict[str, Any]) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("pre", ["default", "smollm", "gpt-2", "llama-bpe", "tekken"])
+@pytest.mark.parametrize("pre", ["default", "smollm", "gpt-2", "llama-bpe", "deepseek-coder", "refact", "tekken"])
 def test_word_rules_equal_llama_cpp(pre: str, tmp_path: Path) -> None:
     ranks = read_tiktoken(package_file("llama_models", "llama3", "tokenizer.model"))
     ranks = {token: rank for token, rank in ranks.items() if rank < 20_000}
     metadata = metadata_of_ranks(ranks, pre, ["<|bos|>", "<|im_end|>"], bos_token_id=20_000, eos_token_id=20_001)
     write_vocabulary(tmp_path / "vocabulary.gguf", metadata)
     expected = llama_cpp_ids(tmp_path / "vocabulary.gguf")
-    # llama.cpp has expressions of its own for Unicode classes; on these texts they agree with the families' files.
-    texts = [text for text in TEXTS if text.isascii() and "\x00" not in text]
+    # For tekken, llama.cpp has an expression of its own that differs beyond ASCII (Mistral's is tested above).
+    texts = [text for text in TEXTS if "\x00" not in text and (text.isascii() or pre != "tekken")]
     assert len(texts) > 20
     assert_equal_ids(load_tokenizer(metadata), expected, texts)
 

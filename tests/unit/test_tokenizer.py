@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -267,6 +268,19 @@ def test_damaged_tables_are_refused(mutate: Callable[[dict[str, Any]], None], ke
     with pytest.raises(WeightsError) as error:
         load_tokenizer(metadata, name="model.gguf")
     assert error.value.tensor == f"tokenizer.ggml.{key}" and error.value.file == "model.gguf"
+
+
+def test_arrays_as_the_gguf_reader_gives_them() -> None:
+    metadata = sentencepiece_metadata(small_sentencepiece())
+    expected = load_tokenizer(metadata).encode("hello a<tool>é")
+    metadata["tokenizer.ggml.token_type"] = np.array(metadata["tokenizer.ggml.token_type"], np.int32)
+    metadata["tokenizer.ggml.scores"] = np.array(metadata["tokenizer.ggml.scores"], np.float32)
+    metadata["tokenizer.ggml.tokens"] = tuple(metadata["tokenizer.ggml.tokens"])
+    metadata["tokenizer.ggml.bos_token_id"] = np.uint32(1)
+    assert load_tokenizer(metadata).encode("hello a<tool>é") == expected
+    for damaged in ([1, 2], np.array([[1]]), np.full(len(small_sentencepiece()), 9)):
+        with pytest.raises(WeightsError, match="token_type"):
+            load_tokenizer({**metadata, "tokenizer.ggml.token_type": damaged})
 
 
 def test_what_is_not_implemented_is_refused_by_name() -> None:

@@ -213,10 +213,10 @@ def _end_ids(
 
 def _from_sentencepiece(path: Path, config: DirectoryConfig) -> TokenizerDefinition:
     model = read_sentencepiece(path)
-    tokens, types = list(model.tokens), list(model.types)
+    tokens, kinds = list(model.tokens), {i: kind for i, kind in enumerate(model.types) if kind != 1}
     scores = list(model.scores)
     added = [
-        AddedToken(i, tokens[i], special=kind != 4) for i, kind in enumerate(types) if kind in (2, 3, 4) and tokens[i]
+        AddedToken(i, tokens[i], special=kind != 4) for i, kind in kinds.items() if kind in (2, 3, 4) and tokens[i]
     ]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
@@ -231,7 +231,7 @@ def _from_sentencepiece(path: Path, config: DirectoryConfig) -> TokenizerDefinit
     return sentencepiece_definition(
         source=str(path),
         tokens=tokens,
-        types=types,
+        kinds=kinds,
         scores=scores,
         added=everything,
         unknown=model.unknown_id if model.unknown_id >= 0 else None,

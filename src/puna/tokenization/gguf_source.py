@@ -79,9 +79,29 @@ class _Reader:
         if value is None:
             raise self.damage(key, "is missing")
         values = self._listed(key, value)
-        if not set(map(type, values)) <= {str}:
-            raise self.damage(key, "expected a list of texts")
+        try:
+            "".join(values)  # the quickest way to ask half a million of them for their type
+        except TypeError as error:
+            raise self.damage(key, "expected a list of texts") from error
         return values
+
+    def kinds(self, count: int) -> dict[int, int]:
+        """Kinds of the tokens that are not normal, by id."""
+        key = "token_type"
+        value = self.raw(key)
+        if value is None:
+            return {}
+        find = getattr(value, "nonzero", None)
+        if find is not None and getattr(value, "shape", None) == (count,):
+            # An array of integers: a few thousand interesting entries, found without a loop over all.
+            places = (value != _NORMAL).nonzero()[0]  # type: ignore[attr-defined]  # a NumPy array, as just seen
+            kinds = dict(zip(places.tolist(), value[places].tolist(), strict=True))  # type: ignore[index]
+        else:
+            values = self.numbers(key, count) or []
+            kinds = {token_id: kind for token_id, kind in enumerate(values) if kind != _NORMAL}
+        if not set(kinds.values()) <= {0, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE}:
+            raise self.damage(key, f"unknown kinds {sorted(set(kinds.values()) - set(range(7)))[:5]}")
+        return kinds
 
     def numbers(self, key: str, count: int) -> list[Any] | None:
         value = self.raw(key)
@@ -127,9 +147,7 @@ def definition_from_gguf(metadata: Mapping[str, object], source: str = "GGUF met
     tokens = read.texts("tokens")
     if not 0 < len(tokens) <= MAX_VOCABULARY:
         raise read.damage("tokens", f"has {len(tokens)} entries")
-    types = read.numbers("token_type", len(tokens)) or [_NORMAL] * len(tokens)
-    if not set(types) <= {0, _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE}:
-        raise read.damage("token_type", f"unknown kinds {sorted(set(types) - set(range(7)))[:5]}")
+    kinds = read.kinds(len(tokens))
     vocabulary = _vocabulary(read, tokens)
     special = {
         name: token_id
@@ -142,7 +160,7 @@ def definition_from_gguf(metadata: Mapping[str, object], source: str = "GGUF met
         if (token_id := read.token_id(key, len(tokens))) is not None
     }
     build = _byte_level if model == "gpt2" else _sentencepiece
-    return build(read, metadata, tokens, types, vocabulary, special)
+    return build(read, metadata, tokens, kinds, vocabulary, special)
 
 
 def _vocabulary(read: _Reader, tokens: list[str]) -> dict[str, int]:
@@ -160,19 +178,23 @@ def _vocabulary(read: _Reader, tokens: list[str]) -> dict[str, int]:
 
 
 def _added(
-    tokens: list[str], types: list[int], vocabulary: Mapping[str, int], special: Mapping[str, int], *, rstrip: bool
+    tokens: list[str],
+    kinds: Mapping[int, int],
+    vocabulary: Mapping[str, int],
+    special: Mapping[str, int],
+    *,
+    rstrip: bool,
 ) -> tuple[AddedToken, ...]:
     # BOS, EOS and known ends of a turn are control tokens even where the file forgot to say so.
     control = {special[role] for role in ("bos", "eos") if role in special}
     control.update(vocabulary[text] for text in END_OF_TURN_TEXTS if text in vocabulary)
-    kinds = {_CONTROL, _UNKNOWN, _USER_DEFINED}
-    unusual = [token_id for token_id, kind in enumerate(types) if kind != _NORMAL]
-    chosen = control.union(token_id for token_id in unusual if types[token_id] in kinds)
+    cut_out = (_CONTROL, _UNKNOWN, _USER_DEFINED)
+    chosen = control.union(token_id for token_id, kind in kinds.items() if kind in cut_out)
     added = []
     for token_id in sorted(chosen):
         text = tokens[token_id]
         if text:
-            is_special = types[token_id] != _USER_DEFINED or token_id in control
+            is_special = kinds.get(token_id) != _USER_DEFINED or token_id in control
             strips = rstrip and text not in ("<unk>", "<s>", "<|endoftext|>")
             added.append(AddedToken(token_id, text, special=is_special, rstrip=strips))
     return tuple(added)
@@ -204,21 +226,21 @@ def _byte_level(
     read: _Reader,
     metadata: Mapping[str, object],
     tokens: list[str],
-    types: list[int],
+    kinds: Mapping[int, int],
     vocabulary: dict[str, int],
     special: Mapping[str, int],
 ) -> TokenizerDefinition:
     name = read.text("pre") or "default"
     rules = pre_tokenizer(name, read.source)
-    if _BYTE in types:
+    if _BYTE in kinds.values():
         raise read.damage("token_type", "byte tokens belong to SentencePiece vocabularies, not to byte-level ones")
     if read.flag("add_space_prefix", False):
         raise UnsupportedModelError(
             _PREFIX + "add_space_prefix", True, file=read.source, supported="false, with byte-level vocabularies"
         )
     merges = read.texts("merges")
-    added = _added(tokens, types, vocabulary, special, rstrip=False)
-    unreachable = {tokens[i] for i, kind in enumerate(types) if kind == _UNUSED} if _UNUSED in types else set()
+    added = _added(tokens, kinds, vocabulary, special, rstrip=False)
+    unreachable = {tokens[token_id] for token_id, kind in kinds.items() if kind == _UNUSED}
     model_vocabulary = {t: i for t, i in vocabulary.items() if t not in unreachable} if unreachable else vocabulary
     return TokenizerDefinition(
         source=read.source,
@@ -242,7 +264,7 @@ def _sentencepiece(
     read: _Reader,
     metadata: Mapping[str, object],
     tokens: list[str],
-    types: list[int],
+    kinds: Mapping[int, int],
     vocabulary: dict[str, int],
     special: Mapping[str, int],
 ) -> TokenizerDefinition:
@@ -252,12 +274,12 @@ def _sentencepiece(
     # 1e39 is beyond float32, which is what the file holds.
     if not all(-1e39 < score < 1e39 for score in scores):
         raise read.damage("scores", "holds a value that is not finite")
-    for token_id, kind in enumerate(types):
+    for token_id, kind in kinds.items():
         if kind == _BYTE and not _BYTE_PIECE.fullmatch(tokens[token_id]):
             raise read.damage("tokens", f"entry {token_id} is marked as a byte but reads {tokens[token_id]!r}")
     unknown = special.get("unk")
     if unknown is None:
-        unknown = next((i for i, kind in enumerate(types) if kind == _UNKNOWN), None)
+        unknown = next((token_id for token_id, kind in kinds.items() if kind == _UNKNOWN), None)
     if read.flag("remove_extra_whitespaces", False):
         raise UnsupportedModelError(_PREFIX + "remove_extra_whitespaces", True, file=read.source, supported="false")
     # Phi-3's tokens swallow the white space behind them; the format has no field for that, only the name tells.
@@ -266,9 +288,9 @@ def _sentencepiece(
     return sentencepiece_definition(
         source=read.source,
         tokens=tokens,
-        types=types,
+        kinds=kinds,
         scores=scores,
-        added=_added(tokens, types, vocabulary, special, rstrip=rstrip),
+        added=_added(tokens, kinds, vocabulary, special, rstrip=rstrip),
         unknown=unknown,
         prefix="segment" if read.flag("add_space_prefix", True) else "none",
         charsmap=_charsmap(read),
@@ -293,7 +315,7 @@ def sentencepiece_definition(
     *,
     source: str,
     tokens: Sequence[str],
-    types: Sequence[int],
+    kinds: Mapping[int, int],
     scores: Sequence[float],
     added: tuple[AddedToken, ...],
     unknown: int | None,
@@ -308,7 +330,7 @@ def sentencepiece_definition(
     Args:
         source: The file, for messages.
         tokens: Pieces by id.
-        types: Kind of each piece: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+        kinds: Kinds of the pieces that are not normal, by id: 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
         scores: Score of each piece.
         added: Tokens that are cut out of the text.
         unknown: Id for characters that no piece covers.
@@ -328,7 +350,7 @@ def sentencepiece_definition(
     mergeable = {
         token: (float(scores[i]), i)
         for i, token in enumerate(tokens)
-        if token and types[i] not in (_UNKNOWN, _CONTROL, _BYTE)
+        if token and kinds.get(i) not in (_UNKNOWN, _CONTROL, _BYTE)
     }
     normalizers: list[Section] = []
     if charsmap:
@@ -347,7 +369,7 @@ def sentencepiece_definition(
     ]
     if prefix != "none":
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    options: dict[str, Any] = {"byte_fallback": _BYTE in types, "fuse_unk": True}
+    options: dict[str, Any] = {"byte_fallback": _BYTE in kinds.values(), "fuse_unk": True}
     if unknown is not None:
         options["unk_token"] = tokens[unknown]
     return TokenizerDefinition(
@@ -362,7 +384,7 @@ def sentencepiece_definition(
         post_processor=post_processor,
         decoder={"type": "Sequence", "decoders": decoders},
         listed=listed,
-        label="SentencePiece BPE" + (" with byte fallback" if _BYTE in types else ""),
+        label="SentencePiece BPE" + (" with byte fallback" if _BYTE in kinds.values() else ""),
         special_ids=special_ids,
         end_ids=end_ids,
     )

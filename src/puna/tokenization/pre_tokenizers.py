@@ -85,6 +85,16 @@ _DEEPSEEK_V3 = PreTokenizer(
         _byte_level(use_regex=False),
     )
 )
+_DEEPSEEK_CODER = PreTokenizer(
+    (
+        _split(r"[\r\n]"),
+        _split(r"\s?\p{L}+"),
+        _split(r"\s?\p{P}+"),
+        _split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"),
+        _SINGLE_DIGITS,
+        _byte_level(use_regex=False),
+    )
+)
 # What llama.cpp does for a file without a name: no model family's own rules, but the meaning that such files have.
 _UNNAMED = PreTokenizer(
     (
@@ -117,6 +127,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
         "mistral": _NEMO,
         "gpt-4o": _O200K,
         "llama4": _O200K,
+        "deepseek-coder": _DEEPSEEK_CODER,
         "deepseek-v3": _DEEPSEEK_V3,
     }
 )

@@ -141,7 +141,7 @@ def guard_percent(budget: Budget, text: str, values: Any) -> None:
 
 def guard_format(budget: Budget, text: str, values: tuple[Any, ...]) -> None:
     """Asks for the size of `text.format(...)`."""
-    if _NESTED_FIELD.search(text):
+    if _NESTED_FIELD.search(text.replace("{{", "")):
         raise BudgetError("a format whose width is itself a field")
     _ask_formatted(budget, text, values, text.count("{"), 0)
 
