@@ -61,6 +61,10 @@ Array::Array(nb::handle object, const std::string& name, Access access) {
   view_.data = static_cast<uint8_t*>(buffer_.buf);
   view_.type = bfloat16 ? ElementType::bf16 : element_type(buffer_);
   view_.shape.assign(buffer_.shape, buffer_.shape + buffer_.ndim);
+  if (reinterpret_cast<uintptr_t>(view_.data) % static_cast<uintptr_t>(element_bytes(view_.type)) != 0) {
+    PyBuffer_Release(&buffer_);
+    throw nb::value_error((name + " must be aligned to its elements").c_str());
+  }
 }
 
 Array::~Array() {

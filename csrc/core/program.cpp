@@ -1,0 +1,196 @@
+#include "program.h"
+
+#include <chrono>
+#include <cmath>
+#include <stdexcept>
+
+#include "text.h"
+#include "thread_pool.h"
+
+namespace puna {
+namespace {
+
+constexpr size_t kMaxDeclarations = size_t{1} << 20;
+constexpr int64_t kMaxRowBytes = int64_t{1} << 36;
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void check_count(size_t count, const char* what) {
+  if (count >= kMaxDeclarations) invalid("a program has at most ", kMaxDeclarations, " ", what);
+}
+
+}  // namespace
+
+void Program::require_open() const {
+  if (is_finished_) throw std::runtime_error("the program is finished; nothing can be added to it");
+}
+
+int64_t Program::buffer(const std::string& rows, int64_t row_bytes) {
+  const std::lock_guard lock(mutex_);
+  require_open();
+  check_count(declarations_.buffers.size(), "buffers");
+  if (row_bytes < 4 || row_bytes > kMaxRowBytes || row_bytes % 4 != 0) {
+    invalid("row_bytes of a buffer must be a multiple of 4 from 4 to 2**36, got ", row_bytes);
+  }
+  for (const Rows kind : {Rows::T, Rows::B, Rows::R}) {
+    if (rows != rows_name(kind)) continue;
+    declarations_.buffers.push_back({kind, row_bytes});
+    return static_cast<int64_t>(declarations_.buffers.size()) - 1;
+  }
+  invalid("rows of a buffer must be 'T', 'B' or 'R', got '", rows, "'");
+}
+
+int64_t Program::weight(std::shared_ptr<const PackedMatrix> matrix) {
+  const std::lock_guard lock(mutex_);
+  require_open();
+  check_count(declarations_.weights.size(), "weights");
+  declarations_.weights.push_back({std::move(matrix), {}});
+  return static_cast<int64_t>(declarations_.weights.size()) - 1;
+}
+
+int64_t Program::weight(std::vector<float> vector) {
+  const std::lock_guard lock(mutex_);
+  require_open();
+  check_count(declarations_.weights.size(), "weights");
+  if (vector.empty()) invalid("a weight vector must not be empty");
+  declarations_.weights.push_back({nullptr, std::move(vector)});
+  return static_cast<int64_t>(declarations_.weights.size()) - 1;
+}
+
+int64_t Program::rope(const std::string& kind, const Fields& parameters) {
+  const std::lock_guard lock(mutex_);
+  require_open();
+  check_count(declarations_.ropes.size(), "rope specifications");
+  declarations_.ropes.emplace_back(kind, parameters);
+  return static_cast<int64_t>(declarations_.ropes.size()) - 1;
+}
+
+void Program::begin_sub(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  require_open();
+  if (open_sub_ != nullptr) throw std::runtime_error("subprogram '" + open_sub_->name + "' is still open");
+  check_count(subs_.size(), "subprograms");
+  open_sub_ = std::make_unique<Function>();
+  open_sub_->name = name;
+}
+
+int64_t Program::end_sub() {
+  const std::lock_guard lock(mutex_);
+  require_open();
+  if (open_sub_ == nullptr) throw std::runtime_error("no subprogram is open");
+  subs_.push_back(std::move(open_sub_));
+  return static_cast<int64_t>(subs_.size()) - 1;
+}
+
+int64_t Program::emit(const std::string& op, const Fields& fields) {
+  const std::lock_guard lock(mutex_);
+  require_open();
+  Function& function = open_sub_ != nullptr ? *open_sub_ : main_;
+  check_count(function.entries.size(), "instructions");
+  FieldReader reader(op, fields);
+  Entry entry;
+  entry.op = op;
+  entry.name = reader.optional_text("name", op);
+  if (op == "call") {
+    if (open_sub_ != nullptr) invalid("call: a subprogram cannot call another one");
+    entry.sub = reader.integer("sub", 0, static_cast<int64_t>(subs_.size()) - 1);
+    entry.frame.weight_base = reader.integer("weight_base", 0, kMaxIndex);
+    entry.frame.layer = reader.integer("layer", 0, kMaxIndex);
+  } else {
+    entry.instruction = make_instruction(op, reader);
+  }
+  reader.finish();
+  function.entries.push_back(std::move(entry));
+  return static_cast<int64_t>(function.entries.size()) - 1;
+}
+
+void Program::place(const Function& function, const Frame& frame) {
+  for (size_t i = 0; i < function.entries.size(); ++i) {
+    const Entry& entry = function.entries[i];
+    if (entry.instruction == nullptr) {
+      place(*subs_[static_cast<size_t>(entry.sub)], entry.frame);
+      continue;
+    }
+    try {
+      entry.instruction->check(declarations_, frame, needs_);
+    } catch (const std::invalid_argument& error) {
+      invalid("instruction ", i, " of '", function.name, "' (", entry.op, "): ", error.what());
+    }
+    check_count(timeline_.size(), "instructions");
+    timeline_.push_back({&entry, frame});
+  }
+}
+
+void Program::finish() {
+  const std::lock_guard lock(mutex_);
+  require_open();
+  if (open_sub_ != nullptr) invalid("subprogram '", open_sub_->name, "' is still open");
+  timeline_.clear();
+  needs_ = {};
+  place(main_, {});
+  for (size_t i = 0; i < needs_.outputs.size(); ++i) {
+    if (!needs_.outputs[i].is_used) invalid("nothing writes output ", i);
+  }
+  counters_ = std::make_unique<Counter[]>(timeline_.size() * kCountersPerInstruction);
+  is_finished_ = true;
+}
+
+void Program::execute(const Inputs& inputs, const std::vector<ArrayView>& outputs, int threads) {
+  const std::lock_guard lock(mutex_);
+  if (!is_finished_) throw std::runtime_error("the program is not finished");
+  step_.bind(declarations_, needs_, inputs, outputs, threads);
+
+  int64_t scratch_floats = 0;
+  for (size_t i = 0; i < timeline_.size(); ++i) {
+    const Placed& placed = timeline_[i];
+    const int64_t floats = placed.entry->instruction->scratch_floats(step_, placed.frame, kernels_);
+    scratch_floats = std::max(scratch_floats, (floats + 15) / 16 * 16);
+    for (int c = 0; c < kCountersPerInstruction; ++c) {
+      counters_[i * kCountersPerInstruction + static_cast<size_t>(c)].next.store(0, std::memory_order_relaxed);
+    }
+  }
+  scratch_.reserve(scratch_floats * threads * static_cast<int64_t>(sizeof(float)));
+  float* scratch = reinterpret_cast<float*>(scratch_.data());
+
+  std::vector<double> ends(is_traced_ ? timeline_.size() + 1 : 0);
+  ThreadPool::instance().run(threads, [&](int thread, Barrier& barrier) {
+    const Worker worker{kernels_, thread, threads, barrier, scratch + thread * scratch_floats};
+    const bool is_timing = is_traced_ && thread == 0;
+    if (is_timing) ends[0] = now_seconds();
+    for (size_t i = 0; i < timeline_.size(); ++i) {
+      const Placed& placed = timeline_[i];
+      placed.entry->instruction->run(step_, placed.frame, worker, counters_.get() + i * kCountersPerInstruction);
+      barrier.meet();
+      if (is_timing) ends[i + 1] = now_seconds();
+    }
+  });
+  if (is_traced_) note_trace(ends);
+}
+
+void Program::note_trace(const std::vector<double>& ends) {
+  records_.clear();
+  for (size_t i = 0; i < timeline_.size(); ++i) {
+    const Placed& placed = timeline_[i];
+    TraceRecord& record = records_.emplace_back();
+    record.op = placed.entry->op;
+    record.name = placed.entry->name;
+    record.layer = placed.frame.layer;
+    record.seconds = ends[i + 1] - ends[i];
+    record.cost = placed.entry->instruction->cost(step_, placed.frame);
+  }
+}
+
+void Program::trace(bool is_on) {
+  const std::lock_guard lock(mutex_);
+  is_traced_ = is_on;
+  if (!is_on) records_.clear();
+}
+
+std::vector<TraceRecord> Program::trace_records() {
+  const std::lock_guard lock(mutex_);
+  return records_;
+}
+
+}  // namespace puna
