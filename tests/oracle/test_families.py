@@ -128,12 +128,16 @@ BIASES = [("llama", {"attention_bias": True, "mlp_bias": True}), ("olmo", {"atte
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("source", ["hf", "model.gguf"])
 @pytest.mark.parametrize(("family", "changes"), BIASES)
-def test_biases(tmp_path: Path, family: str, changes: dict[str, Any], executor: str) -> None:
+def test_biases(tmp_path: Path, family: str, changes: dict[str, Any], source: str, executor: str) -> None:
     config = tiny_config(family, **changes)
-    write_huggingface(tmp_path, config, tiny_tensors(config))
+    tensors = tiny_tensors(config)
+    write_huggingface(tmp_path / "hf", config, tensors)
+    write_gguf(tmp_path / "model.gguf", config, tensors)
     prompts = prompts_for(config)[:2]
-    assert_close(all_logits(load_family(tmp_path, executor), prompts), transformers_logits(tmp_path, prompts))
+    model = load_family(tmp_path / source, executor)
+    assert_close(all_logits(model, prompts), transformers_logits(tmp_path / "hf", prompts))
 
 
 YARNS = [

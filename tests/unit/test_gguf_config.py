@@ -274,4 +274,11 @@ def test_tokenizer_ids(tmp_path: Path) -> None:
     values = tiny_config("llama")
     weights = GGUFWeights(write_gguf(tmp_path / "model.gguf", values, tiny_tensors(values)))
     config = HuggingFaceConfig.from_gguf(weights)
-    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (0, 1, None)
+    assert (config.bos_token_id, config.eos_token_id) == (0, 1)
+    assert "pad_token_id" not in config
+
+
+def test_what_a_file_states(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    assert config.origin("hidden_size") == "model.gguf"
+    assert config.origin("rope_theta") == config.origin("hidden_act") == "default"

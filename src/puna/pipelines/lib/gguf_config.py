@@ -131,9 +131,7 @@ def read_gguf_config(weights: GGUFWeights) -> tuple[dict[str, Any], str, str]:
     is_mistral = family.model_type == "llama" and "sliding_window" in values
     values["model_type"] = "mistral" if is_mistral else family.model_type
     values |= _rope(reader, values)
-    values["hidden_act"] = "silu"
-    for key, name in _TOKENIZER_IDS.items():
-        values[key] = weights.metadata.get(name)
+    values |= {key: weights.metadata[name] for key, name in _TOKENIZER_IDS.items() if name in weights.metadata}
     _check_shapes(reader, values)
     return values, reader.file, reader.architecture
 
@@ -144,8 +142,10 @@ class _Reader:
     def __init__(self, weights: GGUFWeights) -> None:
         self.metadata = weights.metadata
         self.tensors = dict(weights.items())
-        self.weights = weights
-        self.file = str(weights._checkpoint.files[0].path)
+        source = next((tensor.data().source for tensor in self.tensors.values()), None)
+        if source is None:
+            raise WeightsError("the file has no tensors")
+        self.file = str(source.path)
         architecture = self.metadata.get("general.architecture")
         if not isinstance(architecture, str):
             raise WeightsError("is missing or no text", file=self.file, tensor="general.architecture")
@@ -246,7 +246,8 @@ def _norm(reader: _Reader, family: _Family) -> dict[str, Any]:
 
 
 def _rope(reader: _Reader, values: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"rope_theta": reader.number("rope.freq_base", 10000.0)}
+    theta = reader.number("rope.freq_base")
+    found: dict[str, Any] = {} if theta is None else {"rope_theta": theta}
     head_dim = values.get("head_dim") or values["hidden_size"] // max(values["num_attention_heads"], 1)
     rotated = reader.count("rope.dimension_count")
     if rotated is not None and rotated != head_dim:

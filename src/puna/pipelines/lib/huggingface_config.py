@@ -52,6 +52,8 @@ _NUMBERS: Final = MappingProxyType({
     "residual_multiplier": (-1e6, 1e6),
     "clip_qkv": (0.0, 1e6),
 })
+# What GGUF files mean by leaving a key out; every other key is stated there, or does not apply.
+_GGUF_DEFAULTS: Final = MappingProxyType({"rope_theta": 10000.0, "hidden_act": "silu"})
 _FLAGS: Final = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _REQUIRED: Final = (
     "vocab_size",
@@ -194,9 +196,8 @@ class HuggingFaceConfig:
         values["partial_rotary_factor"] = rope.partial_rotary_factor
         if rope.theta is not None:
             values["rope_theta"] = rope.theta
-        if not is_gguf:  # its own defaults are filled in already
-            for key, default in family.values.items():
-                values.setdefault(key, default)
+        for key, default in (_GGUF_DEFAULTS if is_gguf else family.values).items():
+            values.setdefault(key, default)
         for key in ("head_dim", "num_key_value_heads"):
             if values.get(key) is None:
                 values.pop(key, None)
@@ -238,7 +239,7 @@ class HuggingFaceConfig:
             self._refuse("head_dim", head_dim, f"an even number of rotated elements, not {rotated}")
         scaling = self.rope_scaling or {}
         for key in ("short_factor", "long_factor", "factors"):
-            if key in scaling and len(scaling[key]) != rotated // 2:
+            if scaling.get(key) is not None and len(scaling[key]) != rotated // 2:
                 self._refuse(f"rope_scaling.{key}", scaling[key], f"{rotated // 2} numbers, one per rotated pair")
 
 

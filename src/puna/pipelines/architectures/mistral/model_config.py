@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -44,9 +45,10 @@ class MistralConfig(Llama3Config):
         """
         window, layers = (read_value(huggingface_config, key) for key in ("sliding_window", "layer_types"))
         expected = "full_attention" if window is None else "sliding_attention"
-        if layers and set(layers) != {expected}:
+        is_uniform = isinstance(layers, Sequence) and all(kind == expected for kind in layers)
+        if layers is not None and not is_uniform:
             raise UnsupportedModelError(
-                "layer_types", list(layers), file=config_source(huggingface_config), supported=f"{expected} throughout"
+                "layer_types", layers, file=config_source(huggingface_config), supported=f"{expected} throughout"
             )
 
     def decoder_spec(self) -> DecoderSpec:
