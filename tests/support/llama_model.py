@@ -33,9 +33,10 @@ class ReferenceSession(InferenceSession):
 
 
 def session(executor: str = "reference") -> InferenceSession:
-    """A session of one executor, float32 throughout."""
-    made = ReferenceSession if executor == "reference" else InferenceSession
-    return made(precision="float32", num_threads=2)
+    """A session of one executor, float32 throughout: `reference`, `native`, or the name of a variant of kernels."""
+    if executor == "reference":
+        return ReferenceSession(precision="float32", num_threads=2)
+    return InferenceSession(precision="float32", num_threads=2, variant=None if executor == "native" else executor)
 
 
 def write_checkpoint(directory: Path, weights: dict[str, WeightData], prefix: str = "") -> Path:
