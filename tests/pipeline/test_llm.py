@@ -149,7 +149,7 @@ def test_generating_is_reading_anew(tmp_path: Path, scaling: dict[str, Any]) -> 
 
 def test_memory_limits_the_context_and_says_so(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bytes_per_token = 2 * 2 * 2 * 16 * 2
-    memory = MachineMemory(1 << 30, int(bytes_per_token * 16 * 6 / 0.9))
+    memory = MachineMemory(1 << 30, int(bytes_per_token * 16 * 6.5 / 0.9))
     monkeypatch.setattr(llm_module, "machine_memory", lambda: memory)
     monkeypatch.setattr(llm_module, "_require_room_for_weights", lambda needed: None)
     llm = LLM(model, LoadOptions(page_size=16))

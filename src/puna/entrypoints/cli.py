@@ -77,9 +77,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None: those of this process.
     """
     try:
-        status = cli.main(args=None if arguments is None else list(arguments), prog_name="puna", standalone_mode=False)
+        # Not `cli.main`: that answers a broken pipe with a status of its own.
+        with cli.make_context("puna", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            cli.invoke(context)
         sys.stdout.flush()
-        return status if isinstance(status, int) else 0
+        return 0
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
