@@ -62,19 +62,20 @@ def all_logits(model: LlamaModelBase, prompts: Sequence[Sequence[int]], chunk: i
         prompts: Token ids of the requests.
         chunk: Tokens of each request in a step; None: all in one step.
     """
-    totals = [len(prompt) for prompt in prompts]
-    cache = TinyCache.make(model.config.decoder_spec(), len(prompts), max(totals))
-    # the length that decides rotary frequencies is the whole request's, from the first step on
-    lengths = np.array(totals, np.uint32)
+    totals = np.array([len(prompt) for prompt in prompts])
+    cache = TinyCache.make(model.config.decoder_spec(), len(prompts), int(totals.max()))
     found: list[list[Array]] = [[] for _ in prompts]
-    for begin in range(0, max(totals), chunk or max(totals)):
-        end = begin + (chunk or max(totals))
-        parts = [np.array(prompt[begin:end], np.int64) for prompt in prompts]
-        outputs = model.model.execute(*cache.inputs(parts), lengths)
+    size = chunk or int(totals.max())
+    for begin in range(0, int(totals.max()), size):
+        active = np.flatnonzero(totals > begin)  # requests that are done leave the batch
+        parts = [np.array(prompts[row][begin : begin + size], np.int64) for row in active]
+        step = TinyCache(cache.blocks, cache.table[active], np.full(active.size, begin, np.uint32))
+        # the length that decides rotary frequencies is the whole request's, from the first step on
+        outputs = model.model.execute(*step.inputs(parts), totals[active].astype(np.uint32))
         logits = outputs[1].to_numpy()
         offsets = np.cumsum([0, *(part.size for part in parts)])
-        for rows, (first, last) in zip(found, itertools.pairwise(offsets), strict=True):
-            rows.append(logits[first:last].copy())
+        for row, (first, last) in zip(active, itertools.pairwise(offsets), strict=True):
+            found[row].append(logits[first:last].copy())
     return [np.concatenate(rows) for rows in found]
 
 
