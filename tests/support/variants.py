@@ -1,0 +1,17 @@
+"""The kernel variants a test runs on: all that were compiled, those this machine cannot run as skips that say so."""
+
+from __future__ import annotations
+
+import pytest
+
+from puna import _native
+
+SUPPORTED: list[str] = list(_native.supported_variants())
+
+VARIANTS = [
+    pytest.param(
+        variant,
+        marks=() if variant in SUPPORTED else pytest.mark.skip(reason=f"this machine cannot run the {variant} kernels"),
+    )
+    for variant in _native.compiled_variants()
+]
