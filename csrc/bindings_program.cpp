@@ -48,12 +48,24 @@ FieldValue field_value(const std::string& name, nb::handle value) {
   invalid("field '", name, "' must be a number, a string, True or False, a list of integers or a float32 array");
 }
 
-Fields fields_of(nb::dict values) {
-  Fields fields;
-  for (const auto& [key, value] : values) {
-    const std::string name = nb::str(key).c_str();
-    fields.emplace(name, field_value(name, value));
+// Calls f(name, value) for every entry of a mapping.
+template <typename F>
+void for_items(nb::handle mapping, const char* what, F f) {
+  const nb::object items = nb::steal(PyMapping_Items(mapping.ptr()));
+  if (!items.is_valid()) {
+    PyErr_Clear();
+    throw nb::type_error((std::string(what) + " must be a mapping").c_str());
   }
+  for (nb::handle item : items) {
+    if (!PyUnicode_Check(item[0].ptr())) throw nb::type_error((std::string(what) + " must be named by strings").c_str());
+    f(nb::cast<std::string>(item[0]), nb::object(item[1]));
+  }
+}
+
+Fields fields_of(nb::handle values, const char* what) {
+  Fields fields;
+  for_items(values, what,
+            [&](const std::string& name, const nb::object& value) { fields.emplace(name, field_value(name, value)); });
   return fields;
 }
 
@@ -65,19 +77,18 @@ int64_t add_weight(Program& program, nb::handle weight) {
   return program.weight(std::vector<float>(values, values + view.shape[0]));
 }
 
-void execute(Program& program, nb::dict inputs, nb::list outputs, nb::handle threads) {
+void execute(Program& program, nb::object inputs, nb::sequence outputs, nb::handle threads) {
   const int count = thread_count(threads);
   std::vector<Array> held;
-  held.reserve(inputs.size() + outputs.size());
   Inputs by_name;
   std::vector<ArrayView> targets;
-  for (const auto& [key, value] : inputs) {
-    const std::string name = nb::str(key).c_str();
+  for_items(inputs, "inputs", [&](const std::string& name, const nb::object& value) {
     const Access access = name == "kv_blocks" ? Access::write : Access::read;
     by_name.emplace(name, held.emplace_back(value, "input '" + name + "'", access).view());
-  }
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    targets.push_back(held.emplace_back(outputs[i], "output " + std::to_string(i), Access::write).view());
+  });
+  for (nb::handle output : outputs) {
+    const std::string name = "output " + std::to_string(targets.size());
+    targets.push_back(held.emplace_back(output, name, Access::write).view());
   }
   const nb::gil_scoped_release release;
   program.execute(by_name, targets, count);
@@ -113,14 +124,14 @@ void bind_program(nb::module_& m) {
       .def("buffer", &Program::buffer, nb::arg("rows"), nb::arg("row_bytes"))
       .def("weight", &add_weight, nb::arg("weight"))
       .def("rope",
-           [](Program& self, const std::string& kind, nb::dict parameters) {
-             return self.rope(kind, fields_of(parameters));
+           [](Program& self, const std::string& kind, nb::object parameters) {
+             return self.rope(kind, fields_of(parameters, "parameters"));
            },
            nb::arg("kind"), nb::arg("parameters"))
       .def("begin_sub", &Program::begin_sub, nb::arg("name"))
       .def("end_sub", &Program::end_sub)
       .def("emit",
-           [](Program& self, const std::string& op, nb::kwargs fields) { return self.emit(op, fields_of(fields)); },
+           [](Program& self, const std::string& op, nb::kwargs fields) { return self.emit(op, fields_of(fields, "fields")); },
            nb::arg("op"), nb::arg("fields"))
       .def("finish", &Program::finish)
       .def("execute", &execute, nb::arg("inputs"), nb::arg("outputs"), nb::arg("threads") = nb::none())

@@ -1,0 +1,124 @@
+"""Random steps for native programs: ragged requests, a paged cache, and float64 answers to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna import _native
+
+Array = NDArray[Any]
+VARIANTS: tuple[str, ...] = tuple(_native.supported_variants())
+"""Every variant that this machine can run; the others are named in the report at the end of a run."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a step: how much of it is cached, how much is new."""
+
+    cached: int
+    new: int
+
+    @property
+    def total(self) -> int:
+        return self.cached + self.new
+
+
+@dataclass
+class Cache:
+    """A page pool with random contents, and the pages of some requests in random order.
+
+    Keys and values of position p of request b are the same whatever the page size, the order of pages and the other
+    requests: they come from `seed` and the request's `identity`.
+    """
+
+    requests: list[Request]
+    layers: int = 1
+    page_size: int = 16
+    num_kv_heads: int = 1
+    head_dim: int = 16
+    dtype: str = "float32"
+    seed: int = 0
+    shuffle: int = 0
+    identities: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.identities:
+            self.identities = list(range(len(self.requests)))
+        needed = [-(-r.total // self.page_size) for r in self.requests]
+        count = sum(needed) + 2
+        order = np.random.default_rng(self.shuffle).permutation(count - 1)
+        self.table = np.full((len(self.requests), max([*needed, 1])), count - 1, np.uint32)
+        shape = (count, 2, self.layers, self.page_size, self.num_kv_heads, self.head_dim)
+        blocks = np.full(shape, np.nan, np.float32)  # whoever reads what was never written shows it
+        start = 0
+        for b, (request, pages) in enumerate(zip(self.requests, needed, strict=True)):
+            self.table[b, :pages] = order[start : start + pages]
+            start += pages
+            history = self.history(b)
+            for position in range(request.cached):
+                page, slot = self.table[b, position // self.page_size], position % self.page_size
+                blocks[page, :, :, slot] = history[:, :, position]
+        self.blocks = _as_kv(blocks, self.dtype)
+
+    def history(self, b: int) -> Array:
+        """Keys and values `[2, layers, total, num_kv_heads, head_dim]` of a request, rounded to the cache's type."""
+        generator = np.random.default_rng((self.seed, self.identities[b]))
+        shape = (8192, 2, self.layers, self.num_kv_heads, self.head_dim)
+        total = self.requests[b].total
+        values = generator.standard_normal((total, *shape[1:]), dtype=np.float32)
+        return np.moveaxis(round_kv(values, self.dtype), 0, 2)
+
+    @property
+    def offsets(self) -> Array:
+        return np.cumsum([0] + [r.new for r in self.requests]).astype(np.uint32)
+
+    def inputs(self) -> dict[str, Array]:
+        """The inputs of a step that the cache decides."""
+        return {
+            "input_row_offsets": self.offsets,
+            "cache_lengths": np.array([r.cached for r in self.requests], np.uint32),
+            "kv_blocks": self.blocks,
+            "lookup_table": self.table,
+        }
+
+    def stored(self, b: int, layer: int = 0) -> tuple[Array, Array]:
+        """Keys and values `[total, num_kv_heads, head_dim]` that the pages hold now, as float64."""
+        positions = np.arange(self.requests[b].total)
+        pages, slots = self.table[b, positions // self.page_size], positions % self.page_size
+        return tuple(self.blocks[pages, i, layer, slots].astype(np.float64) for i in (0, 1))  # type: ignore[return-value]
+
+
+def _as_kv(values: Array, dtype: str) -> Array:
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return values.astype(ml_dtypes.bfloat16)
+    return values.astype(dtype)
+
+
+def round_kv(values: Array, dtype: str) -> Array:
+    """Float32 values as a cache of this type keeps them."""
+    return _as_kv(values, dtype).astype(np.float32)
+
+
+def attend(q: Array, keys: Array, values: Array, positions: Array, *, scale: float, window: int = 0) -> Array:
+    """Attention in float64: q `[n, heads, D]`, keys and values `[total, kv_heads, D]`, positions `[n]`."""
+    group = q.shape[1] // keys.shape[1]
+    out = np.empty(q.shape, np.float64)
+    for i, position in enumerate(positions):
+        begin = max(0, position + 1 - window) if window else 0
+        for head in range(q.shape[1]):
+            k, v = keys[begin : position + 1, head // group], values[begin : position + 1, head // group]
+            scores = k @ q[i, head].astype(np.float64) * scale
+            weights = np.exp(scores - scores.max())
+            out[i, head] = weights @ v / weights.sum()
+    return out
+
+
+def bits(array: Array) -> bytes:
+    """The bytes of an array, for comparisons that tell -0 from 0."""
+    return np.ascontiguousarray(array).tobytes()
