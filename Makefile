@@ -25,6 +25,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL
 
 run: build
 	@$(BIN)/puna pull $(MODEL) >/dev/null
+	@printf '> %s\n\n' "$(PROMPT)"
 	@$(BIN)/puna generate $(MODEL) -p "$(PROMPT)" --max-tokens $(MAX_TOKENS)
 
 build: $(VENV)/.built

@@ -121,9 +121,9 @@ def _print(report: dict[str, Any]) -> None:
         ("available", bytes_text(memory["available"])),
     ]
     if speed is not None:
-        rows.append(("prompt", f"at most {speed['prompt_tokens_per_s']:,.0f} tokens/s"))
+        rows.append(("prompt", f"up to {speed['prompt_tokens_per_s']:,.0f} tokens/s"))
         rows.append(
-            ("text", f"at most {speed['generation_tokens_per_s']:,.1f} tokens/s ({speed['read_gbps']:.1f} GB/s)")
+            ("text", f"up to {speed['generation_tokens_per_s']:,.1f} tokens/s ({speed['read_gbps']:.1f} GB/s)")
         )
     console.print(_pairs(rows))
 
