@@ -91,7 +91,7 @@ class InferenceSession:
         if self._limits is None:
             from puna import _native
 
-            measured = _native.measure_limits(_PROBE_S)
+            measured = _native.measure_limits(_PROBE_S, self.num_threads)
             names = ("read_gbps", "f32_gflops", "int8_gops")
             self._limits = MachineLimits(*(float(measured[name]) for name in names))
         return self._limits
