@@ -68,13 +68,15 @@ class WeightDeclarations:
         data = self.weights.get(full)
         if data is None:
             raise WeightsError("is missing from the checkpoint", tensor=full)
+        file = data.source.path if data.source is not None else None
         if tuple(data.shape) != shape:
-            raise WeightsError(f"has shape {list(data.shape)}, the model needs {list(shape)}", tensor=full)
+            message = f"has shape {list(data.shape)}, the model needs {list(shape)}"
+            raise WeightsError(message, file=file, tensor=data.name)
         encoding = data.quantization_encoding
         if encoding is None:
             if data.dtype not in _PLAIN_TYPES:
                 supported = ", ".join(map(str, _PLAIN_TYPES))
-                raise UnsupportedModelError(f"dtype of {full}", str(data.dtype), supported=supported)
+                raise UnsupportedModelError(f"dtype of {data.name}", str(data.dtype), file=file, supported=supported)
         elif not (allows_blocks and encoding.is_gguf):
-            raise UnsupportedModelError(f"encoding of {full}", str(encoding))
+            raise UnsupportedModelError(f"encoding of {data.name}", str(encoding), file=file)
         return Weight(full.removeprefix(self.base), data.dtype, shape, quantization_encoding=encoding)
