@@ -33,22 +33,24 @@ build: $(VENV)/.built
 dev: $(VENV)/.dev
 
 $(VENV)/.created:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Puna needs Python 3.11 or newer")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Puna needs Python 3.11 or newer")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@touch $@
 
 # Build tools go into the environment itself: an isolated build would compile everything anew each time.
 $(VENV)/.tools: $(VENV)/.created tools/constraints.txt
-	$(PIP) install --quiet -c tools/constraints.txt scikit-build-core nanobind cmake ninja
-	touch $@
+	@echo "installing build tools into $(VENV) ..."
+	@$(PIP) install --quiet -c tools/constraints.txt scikit-build-core nanobind cmake ninja
+	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)
-	flock $(VENV)/.lock $(PIP) install --quiet --no-build-isolation -c tools/constraints.txt -e .
-	touch $@
+	@echo "compiling the core and installing puna (a minute or two) ..."
+	@flock $(VENV)/.lock $(PIP) install --quiet --no-build-isolation -c tools/constraints.txt -e .
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.built tools/constraints.txt
 	flock $(VENV)/.lock $(PIP) install --quiet --no-build-isolation -c tools/constraints.txt -e '.[dev]'
-	touch $@
+	@touch $@
 
 test: dev
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --ignore=tests/oracle -m "not slow and not oracle"
@@ -69,18 +71,18 @@ oracles: $(ORACLES)/.built
 $(ORACLES)/.created: $(VENV)/.tools tools/oracles.txt
 	test -x $(ORACLES)/bin/python || $(BIN)/python -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet -r tools/oracles.txt
-	touch $@
+	@touch $@
 
 $(ORACLES)/.llama_cpp: $(ORACLES)/.created tools/llama_cpp.sh
 	tools/llama_cpp.sh $(ORACLES)
-	touch $@
+	@touch $@
 
 # The oracles get a wheel that .venv builds: a second development install would share the build directory and spoil it.
 $(ORACLES)/.built: $(ORACLES)/.llama_cpp $(NATIVE_SOURCES) $(PYTHON_SOURCES)
 	rm -rf build/oracles-wheel
 	flock $(VENV)/.lock $(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/oracles-wheel .
 	$(ORACLES)/bin/python -m pip install --quiet --no-deps --force-reinstall build/oracles-wheel/puna-*.whl
-	touch $@
+	@touch $@
 
 # The wheel is tried where no compiler can be found: an environment of its own, and nothing else on the path.
 wheel: $(VENV)/.tools
