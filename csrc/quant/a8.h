@@ -50,10 +50,12 @@ PUNA_INLINE void quantize_a8_block(const float* x, uint8_t* block) {
   const i32x16 a0 = round_i32(y0), a1 = round_i32(y1);
   store_i8(reinterpret_cast<int8_t*>(block), a0);
   store_i8(reinterpret_cast<int8_t*>(block) + 16, a1);
+  // The sums of both halves of a block in one word: each fits in 16 bits.
   static constexpr int32_t kLowPair[16] = {-1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0};
-  const i32x16 low_pair = load_i32(kLowPair);
-  const int32_t all0 = reduce_add_i32(a0), low0 = reduce_add_i32(and_i32(a0, low_pair));
-  const int32_t all1 = reduce_add_i32(a1), low1 = reduce_add_i32(and_i32(a1, low_pair));
+  const i32x16 both = add_i32(a0, shl_i32<16>(a1));
+  const int32_t all = reduce_add_i32(both), low = reduce_add_i32(and_i32(both, load_i32(kLowPair)));
+  const int32_t all0 = static_cast<int16_t>(all), all1 = (all - all0) >> 16;
+  const int32_t low0 = static_cast<int16_t>(low), low1 = (low - low0) >> 16;
   const int32_t sum = all0 + all1, minus8 = -8 * sum;
   const float scaled = d * static_cast<float>(sum);
   const int16_t pairs[4] = {static_cast<int16_t>(-low0), static_cast<int16_t>(low0 - all0), static_cast<int16_t>(-low1),

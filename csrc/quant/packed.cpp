@@ -25,7 +25,7 @@ PackedMatrix::PackedMatrix(const Format& format, int64_t rows, int64_t cols, boo
   if (rows <= 0 || cols <= 0 || cols % format.block_elements != 0) {
     throw std::invalid_argument("rows and columns must be positive, columns whole blocks of the format");
   }
-  // An int32 sum of K products must not overflow where a kernel forms one; and offsets are computed in int64.
+  // Far below what int64 offsets hold, far above any model.
   if (cols > std::numeric_limits<int32_t>::max() || rows > std::numeric_limits<int32_t>::max()) {
     throw std::invalid_argument("more than 2**31-1 rows or columns");
   }
