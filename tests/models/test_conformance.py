@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from puna import _native
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.architectures.llama3 import LlamaModelBase
 from puna.pipelines.lib import PIPELINE_REGISTRY
 from puna.pipelines.lib.huggingface_config import HuggingFaceConfig
 from support.checkpoints import (
+    BLOCK_256,
     FAMILIES,
     LENGTH,
     ROPE_KINDS,
     WINDOW,
+    random_blocks,
     tiny_config,
     tiny_tensors,
     write_gguf,
@@ -152,3 +155,43 @@ def test_shards_change_no_bit(tmp_path: Path, models: Any, family: str) -> None:
     config = config_of(family, "none")
     write_huggingface(tmp_path, config, tiny_tensors(config), shards=4)
     assert_same_bits(all_logits(load_family(tmp_path), prompts()), all_logits(models(family, "none"), prompts()))
+
+
+def test_split_gguf_files_change_no_bit(tmp_path: Path, checkpoints: Any) -> None:
+    config = config_of("llama", "longrope")
+    path = write_gguf(tmp_path / "model.gguf", config, tiny_tensors(config), tensors_per_file=7)
+    assert path.name == "model-00001-of-00005.gguf"
+    whole = load_family(checkpoints("llama", "longrope") / "model.gguf")
+    assert_same_bits(all_logits(load_family(path), prompts()), all_logits(whole, prompts()))
+
+
+VARIANTS = _native.supported_variants()
+
+
+@pytest.mark.parametrize(("family", "rope"), CASES)
+def test_variants_change_no_bit(checkpoints: Any, models: Any, family: str, rope: str) -> None:
+    expected = all_logits(models(family, rope), prompts())
+    for variant in VARIANTS:
+        other = load_family(checkpoints(family, rope) / "hf", variant=variant)
+        assert_same_bits(all_logits(other, prompts()), expected)
+
+
+@pytest.mark.parametrize("encoding", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_quantized_files(tmp_path: Path, encoding: str) -> None:
+    """With quantized activations too, the result of a request depends on nothing but the request."""
+    config = tiny_config("llama", **BLOCK_256)
+    tensors = tiny_tensors(config)
+    blocks = None
+    if encoding not in ("F16", "BF16"):
+        tensors, blocks = random_blocks(tensors, encoding)
+    path = write_gguf(tmp_path / "model.gguf", config, tensors, encoding=encoding, blocks=blocks)
+    model = load_family(path, precision="auto")
+    whole = all_logits(model, prompts())
+    assert_same_bits([all_logits(model, [prompt])[0] for prompt in prompts()], whole)
+    assert_same_bits(all_logits(model, prompts(), 7), whole)
+    for variant in VARIANTS:
+        assert_same_bits(all_logits(load_family(path, precision="auto", variant=variant), prompts()), whole)
+    # where activations are rounded to int8, a last bit between native and NumPy can move a code, and a code is 1/127
+    has_codes = _native.format_info(encoding)[2] == "a8"
+    reference = all_logits(load_family(path, "reference", precision="auto"), prompts())
+    assert_close(whole, reference, 3e-2 if has_codes else 1e-5)

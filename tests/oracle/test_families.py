@@ -109,15 +109,10 @@ def test_quantized_gguf_in_full_precision(tmp_path: Path, family: str, encoding:
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("encoding", ["Q4_K", "Q5_K", "Q6_K"])
-def test_k_quants_in_full_precision(tmp_path: Path, encoding: str, executor: str) -> None:
+@pytest.mark.parametrize("encoding", ["Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"])
+def test_blocks_of_256_in_full_precision(tmp_path: Path, encoding: str, executor: str) -> None:
     config = tiny_config("llama", **BLOCK_256)
-    tensors = tiny_tensors(config)
-    blocks = {}
-    for seed, (name, values) in enumerate(tensors.items()):
-        if values.ndim > 1:
-            stored, tensors[name] = random_blocks(encoding, *values.shape, float(values.std()), seed)
-            blocks[name] = (stored, encoding)
+    tensors, blocks = random_blocks(tiny_tensors(config), encoding)
     path = write_gguf(tmp_path / "model.gguf", config, tensors, blocks=blocks)
     write_huggingface(tmp_path / "hf", config, tensors)
     prompts = prompts_for(config)[:2]

@@ -18,8 +18,12 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from support.random_blocks import random_weight
+
 Array = np.ndarray[Any, Any]
 Tensors = dict[str, Array]
+Blocks = dict[str, tuple[Array, str]]
+"""Blocks (uint8 `[rows, row_bytes]`) and their format, by tensor."""
 
 FAMILIES = ("llama", "mistral", "qwen2", "granite", "phi3", "olmo")
 ROPE_KINDS = ("none", "llama3", "longrope", "linear", "dynamic", "yarn")
@@ -273,7 +277,8 @@ def write_gguf(
     tensors: Mapping[str, Array],
     *,
     encoding: str = "F32",
-    blocks: Mapping[str, tuple[Array, str]] | None = None,
+    blocks: Blocks | None = None,
+    tensors_per_file: int = 0,
 ) -> Path:
     """A GGUF file of the same model.
 
@@ -285,9 +290,13 @@ def write_gguf(
             Vectors are always F32.
         blocks: Blocks (uint8 `[rows, row_bytes]`) and format of some tensors, by Hugging Face name, for formats that it
             cannot write; rows in the order of the directory.
+        tensors_per_file: Most tensors of a file of a split set; 0: one file.
+
+    Returns:
+        The file, of a split set the first.
     """
     family = config["model_type"]
-    writer = gguf.GGUFWriter(path, _GGUF_ARCHITECTURE.get(family, family))
+    writer = gguf.GGUFWriter(path, _GGUF_ARCHITECTURE.get(family, family), split_max_tensors=tensors_per_file)
     _write_metadata(writer, config)
     for name, values in _rope_tensors(config).items():
         writer.add_tensor(name, values)
@@ -307,7 +316,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return path if path.exists() else next(iter(sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))))
 
 
 def dequantized(tensors: Mapping[str, Array], encoding: str) -> Tensors:
@@ -321,22 +330,16 @@ def dequantized(tensors: Mapping[str, Array], encoding: str) -> Tensors:
     }
 
 
-def random_blocks(encoding: str, rows: int, cols: int, deviation: float, seed: int) -> tuple[Array, Array]:
-    """Blocks of a format that cannot be written from numbers: uint8 `[rows, row_bytes]`, and their values.
-
-    All bits but the scales are random; the scales are such that values have about this standard deviation.
-    """
-    kind = gguf.GGMLQuantizationType[encoding]
-    per_block, block_bytes = gguf.constants.GGML_QUANT_SIZES[kind]
-    raw = np.random.default_rng(seed).integers(0, 256, (rows * cols // per_block, block_bytes), dtype=np.uint8)
-    scales = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (block_bytes - 2,)}[encoding]
-    for value in (1.0, None):
-        if value is None:
-            value = deviation / gguf.quants.dequantize(raw.reshape(rows, -1), kind).std()
-        for place, share in zip(scales, (1.0, 7.5), strict=False):  # mins balance codes of 0 to 15 about zero
-            raw[:, place : place + 2] = np.array([value * share], np.float16).view(np.uint8)
-    stored = raw.reshape(rows, -1)
-    return stored, gguf.quants.dequantize(stored, kind)
+def random_blocks(tensors: Mapping[str, Array], encoding: str, seed: int = 0) -> tuple[Tensors, Blocks]:
+    """The tensors with random blocks for matrices, as float32, and the blocks, in any format with known fields."""
+    kind, random = gguf.GGMLQuantizationType[encoding], np.random.default_rng(seed)
+    values, blocks = dict(tensors), {}
+    for name, tensor in tensors.items():
+        if tensor.ndim > 1:
+            stored = random_weight(random, name, encoding, *tensor.shape).data
+            blocks[name] = (stored, encoding)
+            values[name] = gguf.quants.dequantize(stored, kind)
+    return values, blocks
 
 
 def _write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:

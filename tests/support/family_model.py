@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from puna.pipelines.architectures.llama3 import LlamaModelBase
 from puna.pipelines.lib import KVCacheConfig, MAXModelConfig, PipelineConfig, PipelineRuntimeConfig
 from support.tiny_decoder import TinyCache
 
+Precision = Literal["auto", "float32"]
 Array = np.ndarray[Any, Any]
 
 
@@ -29,10 +30,18 @@ class _ReferenceSession(InferenceSession):
         return super().load(graph, weights_registry, executor="reference")
 
 
-def load_family(path: Path, executor: str = "native", *, precision: str = "float32", **options: Any) -> LlamaModelBase:
-    """The model of a directory or GGUF file: float32 cache, pages of 4 tokens, logits of all rows."""
+def load_family(
+    path: Path,
+    executor: str = "native",
+    *,
+    precision: Precision = "float32",
+    variant: str | None = None,
+    kv_cache_format: str = "float32",
+    **options: Any,
+) -> LlamaModelBase:
+    """The model of a directory or GGUF file: pages of 4 tokens, logits of all rows."""
     register_all_models()
-    cache = KVCacheConfig(kv_cache_page_size=4, kv_cache_format="float32")
+    cache = KVCacheConfig(kv_cache_page_size=4, kv_cache_format=kv_cache_format)
     config = PipelineConfig(
         model=MAXModelConfig(model_path=str(path), kv_cache=cache, **options),
         runtime=PipelineRuntimeConfig(defer_resolve=True, max_batch_size=8),
@@ -43,7 +52,7 @@ def load_family(path: Path, executor: str = "native", *, precision: str = "float
     assert weights_format is not None
     model = architecture.pipeline_model(
         config,
-        session(precision=precision, num_threads=2),
+        session(precision=precision, num_threads=2, variant=variant),
         [CPU()],
         cache,
         config.model.weights,
