@@ -3,12 +3,15 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <limits>
 #include <new>
 #include <vector>
 
 namespace puna {
 namespace {
+
+constexpr int64_t kPackColumns = 256;  // whole blocks and units of every format
 
 int64_t checked_product(int64_t a, int64_t b) {
   int64_t product;
@@ -47,14 +50,19 @@ PackedMatrix::PackedMatrix(const Format& format, int64_t rows, int64_t cols, boo
 
 void PackedMatrix::pack(const uint8_t* source, int64_t panel_begin, int64_t panel_end) {
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    for (int64_t row = panel * kPanelRows; row < (panel + 1) * kPanelRows && row < rows_; ++row) {
-      const uint8_t* blocks = source + row * row_bytes();
-      if (kernel_ == Kernel::stored) {
-        memcpy(memory_.get() + row * stride_, blocks, static_cast<size_t>(stride_));
-      } else {
-        format_->pack_row(blocks, cols_, memory_.get() + panel * stride_,
-                               static_cast<int>(row % kPanelRows));
+    const int64_t first = panel * kPanelRows, last = std::min(first + kPanelRows, rows_);
+    if (kernel_ == Kernel::stored) {
+      memcpy(memory_.get() + first * stride_, source + first * stride_, static_cast<size_t>((last - first) * stride_));
+      continue;
+    }
+    // Sixteen rows a few columns at a time, so that the part of the panel they share stays in the nearest cache.
+    uint8_t* units = memory_.get() + panel * stride_;
+    for (int64_t k = 0; k < cols_; k += kPackColumns) {
+      const int64_t count = std::min(kPackColumns, cols_ - k), offset = k / format_->block_elements * format_->block_bytes;
+      for (int64_t row = first; row < last; ++row) {
+        format_->pack_row(source + row * row_bytes() + offset, count, units, static_cast<int>(row - first));
       }
+      units += kPackColumns / format_->unit_elements * format_->unit_bytes;
     }
   }
 }
