@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from puna import _native
 from puna.dtype import DType
@@ -15,8 +18,11 @@ from puna.engine import InferenceSession, Model
 from puna.engine.native_program import NativeExecutor
 from puna.engine.reference import CODE_FORMATS
 from puna.engine.registry import bind_weights
+from puna.errors import WeightsError
 from puna.graph import BATCH_SIZE, TOTAL_SEQ_LEN, Graph, TensorType, Weight, ops
+from puna.graph.weights import load_weights
 from puna.graph.weights.weight_data import WeightData
+from puna.nn.rotary_embedding import RotaryEmbedding
 from puna.nn.transformer import DecoderSpec, ReturnHiddenStates, ReturnLogits, build_decoder_graph
 from support.random_blocks import quantized, random_weight
 from support.tiny_decoder import KNOBS, TinyCache, random_tokens, tiny_spec, tiny_weights
@@ -80,6 +86,49 @@ def test_every_knob_equals_the_reference(knobs: dict[str, Any], variant: str) ->
 
     inline = load(tiny_spec(**knobs, use_subgraphs=False), weights, variant=variant)
     assert_same_bits(steps(inline, spec, MIXED, n), got)
+
+
+@st.composite
+def random_knobs(draw: st.DrawFn) -> dict[str, Any]:
+    """Any mixture of knobs, and sizes that are no round numbers."""
+    kv_heads, group, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 4)), 2 * draw(st.integers(2, 20))
+    rot_dim = 2 * draw(st.integers(1, head_dim // 2))
+    flags = ("attention_bias", "attention_output_bias", "mlp_bias", "stacked_qkv", "stacked_mlp", "interleaved_rope")
+    layers = draw(st.integers(1, 3))
+    is_layer_norm = draw(st.booleans())
+    return {
+        **{flag: draw(st.booleans()) for flag in (*flags, "tie_word_embeddings", "use_subgraphs")},
+        "num_heads": kv_heads * group,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "rope": RotaryEmbedding(head_dim, rot_dim, 1e4),
+        "num_layers": layers,
+        "hidden_size": draw(st.integers(1, 70)),
+        "intermediate_size": draw(st.integers(1, 70)),
+        "vocab_size": draw(st.integers(1, 120)),
+        "page_size": draw(st.integers(1, 9)),
+        "norm_method": "layer_norm" if is_layer_norm else "rms_norm",
+        "norm_has_bias": is_layer_norm and draw(st.booleans()),
+        "norm_has_weight": draw(st.none() | st.booleans()),
+        "clip_qkv": draw(st.none() | st.floats(0.1, 2)),
+        "attention_multiplier": draw(st.none() | st.floats(0.05, 0.5)),
+        "embedding_multiplier": draw(st.sampled_from([1.0, 0.3, 5.0])),
+        "residual_multiplier": draw(st.sampled_from([1.0, 0.22])),
+        "logits_scaling": draw(st.sampled_from([1.0, 3.0])),
+        "sliding_window": draw(st.none() | st.integers(1, 8)),
+        "sliding_window_layers": draw(st.none() | st.just(frozenset({layers - 1}))),
+        "return_logits": draw(st.sampled_from(ReturnLogits)),
+        "return_hidden_states": draw(st.sampled_from(ReturnHiddenStates)),
+    }
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(knobs=random_knobs(), format=st.sampled_from(["F32", "F16", "BF16"]), variant=st.sampled_from(VARIANTS))
+def test_any_mixture_of_knobs_equals_the_reference(knobs: dict[str, Any], format: str, variant: str) -> None:
+    spec = tiny_spec(**knobs)
+    weights = quantized(tiny_weights(spec), format)
+    got = steps(load(spec, weights, variant=variant), spec, MIXED, 2)
+    assert_close(got, steps(load(spec, weights, "reference"), spec, MIXED, 2), 3e-5)
 
 
 @pytest.mark.parametrize("format", [*PLAIN, *CODED])
@@ -230,6 +279,25 @@ def test_trace_covers_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(record.seconds >= 0 and record.share_of_limit >= 0 for record in trace.records)
     trace.save_chrome_trace(tmp_path / "trace.json")
     assert len(json.loads((tmp_path / "trace.json").read_text())["traceEvents"]) == len(trace.records)
+
+
+def test_a_file_that_is_cut_while_it_is_mapped_is_an_error(tmp_path: Path) -> None:
+    spec = tiny_spec()
+    path = tmp_path / "model.safetensors"
+    save_file({name: weight.data for name, weight in tiny_weights(spec).items()}, path)
+    weights = {name: accessor.data() for name, accessor in load_weights([path]).items()}
+    graph = build_decoder_graph(spec, weights)
+    assert InferenceSession(num_threads=1).load(graph, weights).report.packed_bytes > 0
+    with path.open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        InferenceSession(num_threads=1).load(graph, weights)
+
+
+def test_unknown_kernels_are_refused() -> None:
+    spec = tiny_spec()
+    with pytest.raises((ValueError, RuntimeError), match="sse9"):
+        load(spec, tiny_weights(spec), variant="sse9")
 
 
 def test_report_says_what_was_packed() -> None:
