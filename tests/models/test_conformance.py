@@ -23,13 +23,12 @@ from support.checkpoints import (
     LENGTH,
     ROPE_KINDS,
     WINDOW,
-    random_blocks,
     tiny_config,
     tiny_tensors,
-    write_gguf,
     write_huggingface,
 )
 from support.family_model import all_logits, load_family, random_prompt
+from support.gguf_checkpoints import random_blocks, write_gguf
 
 CASES = [(family, "none") for family in FAMILIES] + [
     ("llama", rope) for rope in ROPE_KINDS if rope != "none"

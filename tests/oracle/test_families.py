@@ -18,14 +18,12 @@ from support.checkpoints import (
     ORIGINAL_LENGTH,
     ROPE_KINDS,
     WINDOW,
-    dequantized,
-    random_blocks,
     tiny_config,
     tiny_tensors,
-    write_gguf,
     write_huggingface,
 )
 from support.family_model import all_logits, load_family, random_prompt
+from support.gguf_checkpoints import dequantized, random_blocks, write_gguf
 
 pytestmark = pytest.mark.oracle
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from llama_cpp import Llama
 
-from support.checkpoints import FAMILIES, LENGTH, tiny_config, tiny_tensors, write_gguf
+from support.checkpoints import FAMILIES, LENGTH, tiny_config, tiny_tensors
 from support.family_model import all_logits, load_family, random_prompt
+from support.gguf_checkpoints import write_gguf
 
 pytestmark = pytest.mark.oracle
 

@@ -17,7 +17,8 @@ from puna.graph.weights import GGUFWeights
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.lib import PIPELINE_REGISTRY
 from puna.pipelines.lib.huggingface_config import HuggingFaceConfig
-from support.checkpoints import FAMILIES, ROPE_KINDS, tiny_config, tiny_tensors, write_gguf
+from support.checkpoints import FAMILIES, ROPE_KINDS, tiny_config, tiny_tensors
+from support.gguf_checkpoints import write_gguf
 from support.llama_config import model_config, pipeline_config
 
 SCALARS = st.one_of(

@@ -12,7 +12,8 @@ import pytest
 from puna.errors import UnsupportedModelError, WeightsError
 from puna.graph.weights import GGUFWeights
 from puna.pipelines.lib.huggingface_config import HuggingFaceConfig
-from support.checkpoints import tiny_config, tiny_tensors, write_gguf
+from support.checkpoints import tiny_config, tiny_tensors
+from support.gguf_checkpoints import write_gguf
 
 SIZES: dict[str, Any] = {
     "context_length": 64,

@@ -15,7 +15,8 @@ from puna.graph.weights import WeightsFormat, load_weights
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
 from puna.pipelines.lib import PIPELINE_REGISTRY
-from support.checkpoints import FAMILIES, tiny_config, tiny_tensors, write_gguf, write_huggingface
+from support.checkpoints import FAMILIES, tiny_config, tiny_tensors, write_huggingface
+from support.gguf_checkpoints import write_gguf
 
 ONE = np.ones((1, 1), np.float32)
 
