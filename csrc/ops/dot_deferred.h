@@ -1,12 +1,12 @@
-// The integer tile for AVX2, which has no int8 dot product: vpmaddubsw multiplies unsigned by signed bytes and adds pairs
-// in 16 bits. As many of these as provably fit are added in 16-bit lanes before one vpmaddwd widens them, which also
-// multiplies by the integer scales of Q6_K.
+// The integer tile for AVX2, which has no int8 dot product: vpmaddubsw multiplies unsigned by signed bytes and adds
+// pairs in 16 bits. As many of these as provably fit are added in 16-bit lanes before one vpmaddwd widens them, which
+// also multiplies by the integer scales of Q6_K.
 //
 // What fits, for four vectors (16 k) at a time, activations within ±127:
 //   codes up to 15   eight vectors: 8·2·15·127 = 30480
 //   codes up to 31   four vectors: 4·2·31·127 = 31496
-//   codes 0..63, minus 32: four vectors, started at -32 times the activations' sums; 16-bit lanes may wrap on the way, the
-//                    final value lies within 4·2·32·127 = 32512
+//   codes 0..63, minus 32: four vectors, started at -32 times the activations' sums; 16-bit lanes may wrap on the way,
+//                    the final value lies within 4·2·32·127 = 32512
 //   signed codes     |w|·(a with w's sign): 2·128·127 = 32512, widened one by one
 #pragma once
 
@@ -58,7 +58,8 @@ PUNA_INLINE __m256i scale_pairs(const int8_t* scales) {
   return _mm256_or_si256(_mm256_slli_epi32(wide, 16), _mm256_and_si256(wide, _mm256_set1_epi32(0xffff)));
 }
 
-// Group G of one block for all T rows. `sum` holds 16-bit sums between the groups where codes are at most 15, else int32.
+// Group G of one block for all T rows. `sum` holds 16-bit sums between the groups where codes are at most 15, else
+// int32.
 template <class W, int T, int G>
 PUNA_INLINE void accumulate(const uint8_t* unit, int block, int p, const uint8_t* const* row, int64_t offset,
                             __m256i* sum) {

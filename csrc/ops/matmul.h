@@ -1,7 +1,7 @@
 // The matrix products of a variant; see KernelTable and MatmulArgs in core/kernel_table.h.
 //
-// The order of every sum depends on K only (the headers of csrc/quant say how): an output has the same bits whatever the
-// other rows, the ranges, the threads and the variant.
+// The order of every sum depends on K only (the headers of csrc/quant say how): an output has the same bits whatever
+// the other rows, the ranges, the threads and the variant.
 #pragma once
 
 #include "../core/kernel_table.h"
@@ -14,7 +14,8 @@ int64_t matmul_scratch_floats(const MatmulArgs& args);
 
 // ---- between the files of the product -------------------------------------------------------------------------------
 
-// Tiles multiply 1, 2, 4 or at most kMaxTileRows rows of x at a time; the rest of a batch takes the smallest that holds it.
+// Tiles multiply 1, 2, 4 or at most kMaxTileRows rows of x at a time; the rest of a batch takes the smallest that holds
+// it.
 inline constexpr int kMaxTileRows = 8;
 PUNA_INLINE int tile_index(int64_t rows) { return rows >= 5 ? 3 : rows >= 3 ? 2 : rows == 2 ? 1 : 0; }
 

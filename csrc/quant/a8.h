@@ -1,12 +1,13 @@
 // a8: activations as int8 with one scale per 32 values, the partner of every integer weight format.
 //
-// A row of `cols` values (a multiple of 32) is ceil(cols/64)·2 blocks of 52 bytes, the last one zero where cols/32 is odd:
+// A row of `cols` values (a multiple of 32) is ceil(cols/64)·2 blocks of 52 bytes, the last one zero where cols/32 is odd.
+// A block:
 //   codes[32] int8   a = round-to-nearest-even(x · (1/d)), in -127..127
 //   d float32        max|x| / 127
 //   dsum float32     d · float(sum a): what offsets and mins of weights are multiplied with
 //   minus8 int32     -8 · sum a: takes the zero point 8 out of a sum of unsigned codes (shifted: 16, 32, 128)
-//   minus_pairs[2][2] int16   for each half of 16 values, minus the sums over k % 4 < 2 and over k % 4 >= 2: the same for
-//                    sums that live in 16-bit lanes
+//   minus_pairs[2][2] int16   for each half of 16 values, minus the sums over k % 4 < 2 and over k % 4 >= 2: the same
+//                    for sums that live in 16-bit lanes
 // A block whose d is below the smallest normal float has d = 0 and codes 0. A block that holds an infinity or NaN has
 // d = NaN and codes 0, so that the product is NaN.
 //

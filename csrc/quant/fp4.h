@@ -1,9 +1,10 @@
 // MXFP4 and NVFP4: 4-bit floats (e2m1) with a shared scale. No packed form.
 //
-// The sixteen codes are 0, 1, 2, 3, 4, 6, 8, 12 halves of themselves, and their negatives; the scales below carry the half.
-// Stored, MXFP4, 17 bytes: an 8-bit exponent e, 16 bytes of nibbles as in Q4_0. Value 2**(e-128)·code, 32 elements.
+// The sixteen codes stand for 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. The table below holds twice that, so the
+// scales are halved.
+// Stored, MXFP4, 17 bytes: an 8-bit exponent e, 16 bytes of nibbles as in Q4_0. Value 2**(e-128)·table[q], 32 elements.
 // Stored, NVFP4, 36 bytes: four scales in unsigned e4m3 (bias 7; 0x7F counts as 0), then per scale 8 bytes of nibbles:
-//   the low ones are its first eight elements, the high ones the other eight. Value (scale/2)·code, 64 elements.
+//   the low ones are its first eight elements, the high ones the other eight. Value (scale/2)·table[q], 64 elements.
 #pragma once
 
 #include "bits.h"

@@ -2,10 +2,10 @@
 //
 // An 11-bit index into the codebook (iq_grids.h) gives eight elements; delta is -1/8 where a bit is set, else 1/8.
 // Stored:
-//   IQ1_S  50 bytes: float16 d; 32 index bytes; per 32 elements a word: four times three upper index bits, a 3-bit scale s,
-//          the sign of delta. Value (d·(2·s+1))·(code + delta).
-//   IQ1_M  56 bytes: 32 index bytes; per 8 elements a nibble: three upper index bits and the sign of delta; four words of
-//          four 3-bit scales s (one per 16 elements) whose upper four bits, first word lowest, are the float16 d.
+//   IQ1_S  50 bytes: float16 d; 32 index bytes; per 32 elements a word: four times three upper index bits, a 3-bit
+//          scale s, the sign of delta. Value (d·(2·s+1))·(code + delta).
+//   IQ1_M  56 bytes: 32 index bytes; per 8 elements a nibble: three upper index bits and the sign of delta; four words
+//          of four 3-bit scales s (one per 16 elements) whose upper four bits, first word lowest, are the float16 d.
 //          The same value.
 #pragma once
 

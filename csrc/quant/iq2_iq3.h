@@ -1,18 +1,18 @@
 // IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S: codebook formats with signs, super-blocks of 256. No packed form.
 //
-// An index into a codebook (iq_grids.h) gives the magnitudes of eight (IQ2) or four (IQ3) elements. Signs are one bit per
-// element, set = negative; where only seven bits are stored for eight elements, the eighth makes their number even.
+// An index into a codebook (iq_grids.h) gives the magnitudes of eight (IQ2) or four (IQ3) elements. Signs are one bit
+// per element, set = negative; where only seven bits are stored for eight elements, the eighth makes their number even.
 // Stored:
 //   IQ2_XXS  66 bytes: float16 d; per 32 elements four index bytes and a word of four 7-bit signs and a 4-bit scale s.
 //            Value (d·(0.5+s)·0.25)·magnitude·sign.
 //   IQ2_XS   74 bytes: float16 d; per 8 elements a word of a 9-bit index and 7 sign bits; a nibble s per 16 elements.
 //            Scales as in IQ2_XXS.
-//   IQ2_S    82 bytes: float16 d; per 8 elements an index byte, then per 8 elements a sign byte; two more index bits per 8
-//            elements; a nibble s per 16. Scales as in IQ2_XXS.
-//   IQ3_XXS  98 bytes: float16 d; per 4 elements an index byte; per 32 elements a word of four 7-bit signs and a 4-bit s.
-//            Value (d·(0.5+s)·0.5)·magnitude·sign.
-//   IQ3_S    110 bytes: float16 d; per 4 elements an index byte; one more index bit per 4 elements; a sign byte per 8; a
-//            nibble s per 32. Value (d·(1+2·s))·magnitude·sign.
+//   IQ2_S    82 bytes: float16 d; per 8 elements an index byte, then per 8 elements a sign byte; two more index bits
+//            per 8 elements; a nibble s per 16. Scales as in IQ2_XXS.
+//   IQ3_XXS  98 bytes: float16 d; per 4 elements an index byte; per 32 elements a word of four 7-bit signs and a 4-bit
+//            s. Value (d·(0.5+s)·0.5)·magnitude·sign.
+//   IQ3_S    110 bytes: float16 d; per 4 elements an index byte; one more index bit per 4 elements; a sign byte per 8;
+//            a nibble s per 32. Value (d·(1+2·s))·magnitude·sign.
 #pragma once
 
 #include "bits.h"

@@ -1,17 +1,17 @@
 // IQ4_NL and IQ4_XS: 4-bit codes that index a table of sixteen signed values.
 //
 // Stored, IQ4_NL, 18 bytes: float16 d, 16 bytes of nibbles as in Q4_0. Value d·table[q], 32 elements.
-// Stored, IQ4_XS, 136 bytes, 256 elements: float16 d, a 16-bit word of upper scale bits, 4 bytes of lower ones, 128 bytes of
-//   nibbles, sixteen per sub-block of 32. Scale j = (nibble j%2 of byte j/2 | bits 2·j, 2·j+1 of the word << 4) - 32.
-//   Value (d·scale)·table[q].
+// Stored, IQ4_XS, 136 bytes, 256 elements: float16 d, a 16-bit word of upper scale bits, 4 bytes of lower ones, 128
+//   bytes of nibbles, sixteen per sub-block of 32. Scale j = (nibble j%2 of byte j/2, with bits 2·j, 2·j+1 of the
+//   word above it) - 32. Value (d·scale)·table[q].
 //
 // Packed, 16 rows:
 //   IQ4_NL  two blocks, 576 bytes: as Q4_0 in q4.h
 //   IQ4_XS  one super-block, 2240 bytes: d[16] float16, 32 bytes of padding, scale[8][16] signed bytes,
 //           nibbles[8][4][16][4]
 //
-// Product, blocks of 32 ascending: S = sum of table[q]·a exactly (IQ4_XS: times the scale); acc = fma(float(S)·d, da, acc).
-// As in q4_q5_k.h the scale may be multiplied on either side: all is exact up to the one rounding.
+// Product, blocks of 32 ascending: S = sum of table[q]·a exactly (IQ4_XS: times the scale); acc = fma(float(S)·d, da,
+// acc). As in q4_q5_k.h the scale may be multiplied on either side: all is exact up to the one rounding.
 #pragma once
 
 #include "format.h"

@@ -58,7 +58,8 @@ void PackedMatrix::pack(const uint8_t* source, int64_t panel_begin, int64_t pane
     // Sixteen rows a few columns at a time, so that the part of the panel they share stays in the nearest cache.
     uint8_t* units = memory_.get() + panel * stride_;
     for (int64_t k = 0; k < cols_; k += kPackColumns) {
-      const int64_t count = std::min(kPackColumns, cols_ - k), offset = k / format_->block_elements * format_->block_bytes;
+      const int64_t count = std::min(kPackColumns, cols_ - k);
+      const int64_t offset = k / format_->block_elements * format_->block_bytes;
       for (int64_t row = first; row < last; ++row) {
         format_->pack_row(source + row * row_bytes() + offset, count, units, static_cast<int>(row - first));
       }

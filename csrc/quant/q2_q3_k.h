@@ -1,11 +1,11 @@
 // Q2_K and Q3_K: 2- and 3-bit codes in super-blocks of 256, with a scale per 16. No packed form: products go through
 // float32 panels.
 //
-// Stored, Q2_K, 84 bytes: 16 bytes (low nibble scale, high nibble min), 64 bytes of 2-bit codes, float16 d, float16 dmin.
-//   Each half of 128 elements takes 32 bytes; element 32·s+l of the half is bits 2·s, 2·s+1 of byte l.
+// Stored, Q2_K, 84 bytes: 16 bytes (low nibble scale, high nibble min), 64 bytes of 2-bit codes, float16 d, float16
+//   dmin. Each half of 128 elements takes 32 bytes; element 32·s+l of the half is bits 2·s, 2·s+1 of byte l.
 //   Value (d·scale)·q - dmin·min.
-// Stored, Q3_K, 110 bytes: 32 bytes of third bits (bit s of byte l: element 32·s+l; a clear bit subtracts 4), 64 bytes of
-//   2-bit codes as in Q2_K, 12 bytes of 6-bit scales (below, minus 32), float16 d. Value (d·scale)·q, q in -4..3.
+// Stored, Q3_K, 110 bytes: 32 bytes of third bits (bit s of byte l: element 32·s+l; a clear bit subtracts 4), 64 bytes
+//   of 2-bit codes as in Q2_K, 12 bytes of 6-bit scales (below, minus 32), float16 d. Value (d·scale)·q, q in -4..3.
 #pragma once
 
 #include "bits.h"

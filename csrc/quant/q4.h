@@ -7,8 +7,8 @@
 // Packed, two blocks of 16 rows:
 //   Q4_0  576 bytes: d[2][16] float16, codes[2][4][16][4]
 //   Q4_1  640 bytes: d[2][16], m[2][16] float16, codes[2][4][16][4]
-// codes[block][i][row] are the stored bytes 4·i..4·i+3: k = 4·i+j in the low, 16+4·i+j in the high nibbles. So a 64-byte
-// vector has four consecutive k of sixteen rows, twice.
+// codes[block][i][row] are the stored bytes 4·i..4·i+3: k = 4·i+j in the low, 16+4·i+j in the high nibbles. So a
+// 64-byte vector has four consecutive k of sixteen rows, twice.
 //
 // Product, blocks ascending: S = sum of (q-8)·a exactly (Q4_1: of q·a); acc = fma(float(S)·d, da, acc); Q4_1 then
 // acc = fma(m, da·float(sum a), acc). a, da: the int8 activations of a8.h.

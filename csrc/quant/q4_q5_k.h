@@ -1,11 +1,11 @@
 // Q4_K and Q5_K: super-blocks of 256 in eight sub-blocks of 32, each with a 6-bit scale and a 6-bit min.
 //
 // Stored, Q4_K, 144 bytes: float16 d, float16 dmin, 12 bytes of scales and mins, 128 bytes of nibbles.
-//   With p the 12 bytes: for j < 4 scale = p[j] & 63, min = p[j+4] & 63; for j >= 4 scale = (p[j+4] & 15) | p[j-4]>>6<<4,
-//   min = p[j+4]>>4 | p[j]>>6<<4. Each 32 bytes of nibbles hold two sub-blocks: the low nibbles, then the high ones.
-//   Value (d·scale)·q - dmin·min.
-// Stored, Q5_K, 176 bytes: the same with 32 bytes of upper bits before the nibbles: bit j of byte e is bit 4 of element e
-//   of sub-block j.
+//   With p the 12 bytes: for j < 4 scale = p[j] & 63, min = p[j+4] & 63; for j >= 4 scale = (p[j+4] & 15) |
+//   p[j-4]>>6<<4, min = p[j+4]>>4 | p[j]>>6<<4. Each 32 bytes of nibbles hold two sub-blocks: the low nibbles, then the
+//   high ones. Value (d·scale)·q - dmin·min.
+// Stored, Q5_K, 176 bytes: the same with 32 bytes of upper bits before the nibbles: bit j of byte e is bit 4 of element
+//   e of sub-block j.
 //
 // Packed, one super-block of 16 rows:
 //   Q4_K  2368 bytes: d[16], dmin[16] float16, scale[8][16], min[8][16] bytes, nibbles[8][4][16][4]

@@ -7,8 +7,8 @@
 // Packed, two blocks of 16 rows:
 //   Q5_0  704 bytes: d[2][16] float16, upper[2][16][4], nibbles[2][4][16][4]
 //   Q5_1  768 bytes: d[2][16], m[2][16] float16, upper[2][16][4], nibbles[2][4][16][4]
-// Nibbles as in q4.h. Bit I of byte j of a row's upper word belongs to k = 4·I+j, so that a shift of the whole vector puts
-// the bits of code vector I in place.
+// Nibbles as in q4.h. Bit I of byte j of a row's upper word belongs to k = 4·I+j, so that a shift of the whole vector
+// puts the bits of code vector I in place.
 //
 // Product, blocks ascending: S = sum of (q-16)·a exactly (Q5_1: of q·a); acc = fma(float(S)·d, da, acc); Q5_1 then
 // acc = fma(m, da·float(sum a), acc).

@@ -1,14 +1,14 @@
 // Q6_K: 6-bit codes in super-blocks of 256, with a signed 8-bit scale per 16.
 //
-// Stored, 210 bytes: 128 bytes of low nibbles, 64 bytes of upper two bits, 16 signed scales, float16 d. Each half of 128
-//   elements has 64 nibble and 32 upper bytes; for l = 0..31, q1 = low nibble of ql[l], q2 = low of ql[l+32], q3 = high of
-//   ql[l], q4 = high of ql[l+32], with bits 0-1, 2-3, 4-5, 6-7 of qh[l] above them, are elements l, l+32, l+64, l+96.
-//   Value (d·scale)·(q-32).
+// Stored, 210 bytes: 128 bytes of low nibbles, 64 bytes of upper two bits, 16 signed scales, float16 d. Each half of
+//   128 elements has 64 nibble and 32 upper bytes; for l = 0..31, q1 = low nibble of ql[l], q2 = low of ql[l+32], q3 =
+//   high of ql[l], q4 = high of ql[l+32], with bits 0-1, 2-3, 4-5, 6-7 of qh[l] above them, are elements l, l+32, l+64,
+//   l+96. Value (d·scale)·(q-32).
 //
 // Packed, one super-block of 16 rows, 3392 bytes: d[16] float16 and 32 bytes of padding, then per 64 k
 //   scale[4][16] signed bytes, upper[2][2][16][4], nibbles[2][4][16][4].
-// What 64 k need lies together: apart, the hardware prefetcher loses the stream. Nibble vectors as in q4.h; bits 2·f, 2·f+1
-// of byte j of upper[block][h][row] belong to k = 16·h + 4·f + j.
+// What 64 k need lies together: apart, the hardware prefetcher loses the stream. Nibble vectors as in q4.h; bits 2·f,
+// 2·f+1 of byte j of upper[block][h][row] belong to k = 16·h + 4·f + j.
 //
 // Product, blocks of 32 ascending: S = s0 · sum of (q-32)·a over the first 16 k + s1 · the same over the other 16,
 // exactly (|S| < 2**24); acc = fma(float(S)·d, da, acc).

@@ -1,8 +1,8 @@
 // TQ1_0 and TQ2_0: codes -1, 0, 1 in blocks of 256 with one scale. No packed form.
 //
-// Stored, TQ1_0, 54 bytes: 48 bytes of five and 4 bytes of four base-3 digits, float16 d. Digit n of a byte is the upper
-//   part of (byte·3**n mod 256)·3/256. Elements: digits 0..4 of bytes 0..31 (digit by digit, 32 elements each), then of
-//   bytes 32..47 (16 each), then digits 0..3 of the last four bytes (4 each).
+// Stored, TQ1_0, 54 bytes: 48 bytes of five and 4 bytes of four base-3 digits, float16 d. Digit n of a byte is the
+//   upper part of (byte·3**n mod 256)·3/256. Elements: digits 0..4 of bytes 0..31 (digit by digit, 32 elements each),
+//   then of bytes 32..47 (16 each), then digits 0..3 of the last four bytes (4 each).
 // Stored, TQ2_0, 66 bytes: 64 bytes of 2-bit codes, float16 d. Each 32 bytes hold 128 elements: element 32·s+l is bits
 //   2·s, 2·s+1 of byte l.
 // Value d·(q-1).

@@ -151,8 +151,8 @@ PUNA_INLINE bvec blookup(const uint8_t* table, bvec index) {
 PUNA_INLINE void pin(ivec& a) { __asm__("" : "+v"(a.v)); }
 PUNA_INLINE void pin(fvec& a) { __asm__("" : "+v"(a.v)); }
 
-// Integer products, for csrc/ops/dot_direct.h. vpdpbusd takes its first factor unsigned: signed codes are shifted by 128,
-// and a sum starts at minus the zero point times the sum of the activations.
+// Integer products, for csrc/ops/dot_direct.h. vpdpbusd takes its first factor unsigned: signed codes are shifted by
+// 128, and a sum starts at minus the zero point times the sum of the activations.
 template <int Zero, bool Signed>
 PUNA_INLINE bvec operand(bvec codes) {
   if constexpr (Signed) return bxor(codes, bset1(0x80));
@@ -180,8 +180,9 @@ PUNA_INLINE ivec dot4(ivec acc, bvec codes, const uint8_t* activations) {
   return {_mm512_dpbusd_epi32(acc.v, codes.v, _mm512_set1_epi32(x))};
 }
 
-// Software prefetch of the weight stream, this far ahead, in tiles of at least so many rows. The hardware's alone leaves
-// the memory waiting while several rows are multiplied (half the speed at 8), and costs a fifth at one row on Intel.
+// Software prefetch of the weight stream, this far ahead, in tiles of at least so many rows. The hardware's alone
+// leaves the memory waiting while several rows are multiplied (half the speed at 8), and costs a fifth at one row on
+// Intel.
 inline constexpr int kPrefetchBytes = 4096;
 inline constexpr int kPrefetchRows = 1;
 

@@ -24,7 +24,9 @@ struct i32x16 {
 // An operation on each of the four registers.
 #define PUNA_FOUR(EXPRESSION) {EXPRESSION(q0), EXPRESSION(q1), EXPRESSION(q2), EXPRESSION(q3)}
 
-PUNA_INLINE f32x16 load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
+PUNA_INLINE f32x16 load(const float* p) {
+  return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)};
+}
 PUNA_INLINE void store(float* p, f32x16 a) {
   vst1q_f32(p, a.q0);
   vst1q_f32(p + 4, a.q1);
@@ -152,7 +154,9 @@ PUNA_INLINE i32x16 load_u8(const uint8_t* p) {
 }
 
 PUNA_INLINE float32x4_t four_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
-PUNA_INLINE f32x16 load_f16(const uint16_t* p) { return {four_f16(p), four_f16(p + 4), four_f16(p + 8), four_f16(p + 12)}; }
+PUNA_INLINE f32x16 load_f16(const uint16_t* p) {
+  return {four_f16(p), four_f16(p + 4), four_f16(p + 8), four_f16(p + 12)};
+}
 PUNA_INLINE void store_f16(uint16_t* p, f32x16 a) {
   vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a.q0)));
   vst1_u16(p + 4, vreinterpret_u16_f16(vcvt_f16_f32(a.q1)));
