@@ -1,7 +1,7 @@
 // a8: activations as int8 with one scale per 32 values, the partner of every integer weight format.
 //
-// A row of `cols` values (a multiple of 32) is ceil(cols/64)·2 blocks of 52 bytes, the last one zero where cols/32 is odd.
-// A block:
+// A row of `cols` values (a multiple of 32) is ceil(cols/64)·2 blocks of 52 bytes, the last one zero where cols/32 is
+// odd. A block:
 //   codes[32] int8   a = round-to-nearest-even(x · (1/d)), in -127..127
 //   d float32        max|x| / 127
 //   dsum float32     d · float(sum a): what offsets and mins of weights are multiplied with
