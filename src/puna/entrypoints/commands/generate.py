@@ -57,10 +57,12 @@ def generate(model: str, prompt: str, as_json: bool, quiet: bool, **options: Any
     Without sampling options decoding is greedy, unless the model's generation_config.json states something else. A
     sampling option without --temperature means temperature 1.
     """
+    from puna.models import find_model
     from puna.pipelines.request import SamplingParamsInput
 
     _sampling_params(SamplingParamsInput(), options)  # a value out of range is told before anything is loaded
     text = _read_prompt(prompt)
+    find_model(model, revision=options["revision"])  # before the spinner: a download shows a progress bar of its own
     with progress(quiet or as_json).status(f"loading {model}"):
         from puna.entrypoints.llm import LLM
 

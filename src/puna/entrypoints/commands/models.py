@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from puna.entrypoints.console import bytes_text, note, print_json, progress, tables
+from puna.entrypoints.console import bytes_text, note, print_json, tables
 
 
 @click.command("list")
@@ -53,8 +53,7 @@ def pull(name: str, revision: str | None, as_json: bool) -> None:
     """Fetch MODEL, or bring its copy up to date; prints where it is."""
     from puna.models import pull_model
 
-    with progress(quiet=as_json).status(f"fetching {name}"):
-        found = pull_model(name, revision=revision)
+    found = pull_model(name, revision=revision)
     if as_json:
         print_json({"name": found.name, "kind": found.kind, "path": str(found.path), "bytes": found.size_bytes})
     else:

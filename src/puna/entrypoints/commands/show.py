@@ -38,7 +38,9 @@ def show(model: str, kv_cache_dtype: str, probe: bool, revision: str | None, as_
     Only headers are read. The speed is what this machine's measured limits allow; kernels come near to it.
     """
     from puna.entrypoints.model_header import open_header, tokenizer_of
+    from puna.models import find_model
 
+    find_model(model, revision=revision)  # before the spinner: a download shows a progress bar of its own
     with progress(quiet=as_json).status(f"reading {model}"):
         header = open_header(model, revision=revision, kv_cache_dtype=kv_cache_dtype)
         tokenizer = tokenizer_of(header.config)
@@ -122,9 +124,7 @@ def _print(report: dict[str, Any]) -> None:
     ]
     if speed is not None:
         rows.append(("prompt", f"up to {speed['prompt_tokens_per_s']:,.0f} tokens/s"))
-        rows.append(
-            ("text", f"up to {speed['generation_tokens_per_s']:,.1f} tokens/s ({speed['read_gbps']:.1f} GB/s)")
-        )
+        rows.append(("text", f"up to {speed['generation_tokens_per_s']:,.1f} tokens/s ({speed['read_gbps']:.1f} GB/s)"))
     console.print(_pairs(rows))
 
 
