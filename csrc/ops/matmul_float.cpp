@@ -72,12 +72,10 @@ template <class S, int P, int T>
   }
   int64_t k = 0;
   for (; k + 2 <= cols; k += 2) {
-    if constexpr (kPrefetchBytes > 0 && T >= kPrefetchRows) {
-#pragma GCC unroll kUnroll
-      for (int i = 0; i < P; ++i) {
-        const uint8_t* ahead = base[i] + k * S::kBytesPerK + kPrefetchBytes;
-        for (int64_t line = 0; line < 2 * S::kBytesPerK; line += 64) __builtin_prefetch(ahead + line);
-      }
+    // One and two rows take several panels at once, which keeps the hardware's prefetchers busy enough.
+    if constexpr (kPrefetchBytes > 0 && P == 1 && T > 2) {
+      const uint8_t* ahead = base[0] + k * S::kBytesPerK + kPrefetchBytes;
+      for (int64_t line = 0; line < 2 * S::kBytesPerK; line += 64) __builtin_prefetch(ahead + line);
     }
     multiply_column<S, false, P, T>(base, x, k, acc);
     multiply_column<S, true, P, T>(base, x, k + 1, acc);
