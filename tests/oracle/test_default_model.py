@@ -1,0 +1,125 @@
+"""The default model, a quantized file, against transformers on its dequantized weights and against llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from puna.models import find_model
+from support.family_model import all_logits, load_family
+from support.gguf_reference import reference_logits, transformers_model
+
+pytestmark = pytest.mark.oracle
+
+Logits = np.ndarray[Any, np.dtype[np.float32]]
+TEXTS = (
+    "The lighthouse keeper counted the ships that passed each evening and wrote their names in a ledger bound in green "
+    "cloth. In forty years he had filled eleven such ledgers, and nobody had ever asked to read one. When the light was "
+    "made automatic he carried them down the hill in a wheelbarrow, sat on the harbour wall and began to read aloud.",
+    "def merge(left, right):\n    result = []\n    while left and right:\n        smaller = left if left[0] <= right[0] "
+    "else right\n        result.append(smaller.pop(0))\n    return result + left + right\n\n# merge([1, 4], [2, 3]) is",
+    "Photosynthesis turns light into chemical energy. In plants it happens in the chloroplasts, where chlorophyll absorbs"
+    " mostly red and blue light; the green that is left over is what we see. Water is split, oxygen is given off, and the"
+    " energy that was gained builds sugar from carbon dioxide.",
+)
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "Water boils at a lower temperature on a mountain because",
+    "1, 1, 2, 3, 5, 8,",
+    "import numpy as np\n\ndef softmax(x):\n",
+)
+NEW_TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    return find_model("smollm2").path
+
+
+@pytest.fixture(scope="module")
+def reference(path: Path) -> Any:
+    return transformers_model(path)
+
+
+@pytest.fixture(scope="module")
+def llama(path: Path) -> llama_cpp.Llama:
+    return llama_cpp.Llama(str(path), n_ctx=512, n_batch=512, logits_all=True, n_threads=2, verbose=False)
+
+
+def llama_tokens(llama: llama_cpp.Llama, text: str) -> list[int]:
+    return list(llama.tokenize(text.encode(), add_bos=False, special=False))
+
+
+def llama_logits(llama: llama_cpp.Llama, ids: list[int]) -> Logits:
+    llama.reset()
+    llama.eval(ids)
+    return np.array(llama.scores[: len(ids)], dtype=np.float32)
+
+
+def divergence(reference: Logits, other: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """KL(reference || other) of every position, in nats."""
+    first, second = log_softmax(reference), log_softmax(other)
+    result: np.ndarray[Any, np.dtype[np.float64]] = (np.exp(first) * (first - second)).sum(-1)
+    return result
+
+
+def log_softmax(logits: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: np.ndarray[Any, np.dtype[np.float64]] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
+
+
+def test_full_precision_gives_the_logits_of_transformers(path: Path, reference: Any, llama: llama_cpp.Llama) -> None:
+    prompts = [llama_tokens(llama, text) for text in TEXTS]
+    found = all_logits(load_family(path), prompts)
+    for ids, mine in zip(prompts, found, strict=True):
+        expected = reference_logits(reference, ids)
+        assert np.abs(mine - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_divergence_is_no_larger_than_that_of_llama_cpp(
+    path: Path, reference: Any, llama: llama_cpp.Llama, record_property: Any
+) -> None:
+    prompts = [llama_tokens(llama, text) for text in TEXTS]
+    found = all_logits(load_family(path, precision="auto", kv_cache_format="float16"), prompts)
+    ours, theirs = [], []
+    for ids, mine in zip(prompts, found, strict=True):
+        expected = reference_logits(reference, ids)
+        ours.append(divergence(expected, mine))
+        theirs.append(divergence(expected, llama_logits(llama, ids)))
+    mean, rival = float(np.concatenate(ours).mean()), float(np.concatenate(theirs).mean())
+    record_property("kl_puna", mean)
+    record_property("kl_llama_cpp", rival)
+    print(f"mean KL to float32: puna {mean:.6f}, llama.cpp {rival:.6f}")
+    assert 0 < mean <= rival
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text_is_that_of_llama_cpp_up_to_rounding(
+    path: Path, reference: Any, llama: llama_cpp.Llama, prompt: str
+) -> None:
+    """Where the two texts part, the two tokens' margin is smaller than what the engines' rounding moves it by."""
+    ids = llama_tokens(llama, prompt)
+    model = load_family(path, precision="auto", kv_cache_format="float16")
+    sequence = list(ids)
+    theirs = llama_logits(llama, sequence)[-1]
+    for _ in range(NEW_TOKENS):
+        mine = all_logits(model, [sequence])[0][-1]
+        ours_token, their_token = int(mine.argmax()), int(theirs.argmax())
+        if ours_token != their_token:
+            exact = reference_logits(reference, sequence)[-1]
+            margin = abs(float(exact[ours_token] - exact[their_token]))
+            moved = sum(
+                float(abs((engine[ours_token] - engine[their_token]) - (exact[ours_token] - exact[their_token])))
+                for engine in (mine, theirs)
+            )
+            assert margin <= moved, f"{margin} is more than the {moved} that rounding explains"
+            return
+        sequence.append(ours_token)
+        llama.eval([ours_token])
+        theirs = np.array(llama.scores[len(sequence) - 1], dtype=np.float32)
