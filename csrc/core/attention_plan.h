@@ -27,6 +27,9 @@ struct AttentionPlan {
   // offsets [B + 1], cache_lengths [B].
   void build(const AttentionShape& shape_, std::span<const uint32_t> offsets, std::span<const uint32_t> cache_lengths,
              int threads);
+
+ private:
+  void add_splits(const AttentionTile& tile);
 };
 
 }  // namespace puna

@@ -134,13 +134,13 @@ struct AttentionArgs {
   KvView kv;
 };
 
-// One piece of it: consecutive rows of one request, with the query heads of one KV head.
+// One piece of it: consecutive rows of one request, with the query heads of some KV heads.
 struct AttentionTile {
   int64_t first_row;         // of x
-  int64_t rows;              // at most attention_tile_rows
+  int64_t rows;
   int64_t position;          // absolute, of the first row
   int64_t request;
-  int64_t kv_head;
+  int64_t kv_head_begin, kv_head_end;
   // Splits of kAttentionSplit absolute positions: those that the rows see, or one of them.
   int64_t split_begin, split_end;
 };
@@ -150,8 +150,8 @@ struct AttentionTile {
 inline constexpr int64_t kAttentionBlock = 32;
 inline constexpr int64_t kAttentionSplit = 512;
 
-// Rows of a tile: with the group's heads about 32 queries for each key that is read.
-constexpr int64_t attention_tile_rows(int64_t group) { return group >= 32 ? 1 : 32 / group; }
+// Queries (a row and a head) of a tile, at most: several rows of one KV head, or one row of several.
+constexpr int64_t attention_tile_queries(int64_t num_heads) { return num_heads > 32 ? num_heads : 32; }
 // Floats of the state of one query over one split: maximum and sum (in a line of their own), then the weighted values.
 constexpr int64_t attention_state_floats(int64_t head_dim) { return 16 + (head_dim + 15) / 16 * 16; }
 
@@ -174,9 +174,9 @@ struct KernelTable {
   void (*rope_kv)(const RopeKvArgs& args, int64_t row_begin, int64_t row_end);
   // All splits of a tile, into `out`. `scratch`: attention_scratch_floats, 64-byte aligned.
   void (*attention)(const AttentionArgs& args, const AttentionTile& tile, float* scratch);
-  // One split of a tile: the states [rows][heads of the group] of attention_state_floats each, 64-byte aligned.
+  // One split of a tile: the states [KV heads][rows][heads of the group] of attention_state_floats each, 64-byte aligned.
   void (*attention_split)(const AttentionArgs& args, const AttentionTile& tile, float* scratch, float* states);
-  // Combines states [splits][rows][heads of the group] of a tile and writes its rows of `out`.
+  // Combines states [splits][KV heads][rows][heads of the group] of a tile and writes its rows of `out`.
   void (*attention_combine)(const AttentionArgs& args, const AttentionTile& tile, float* states);
   int64_t (*attention_scratch_floats)(const AttentionArgs& args);
 };

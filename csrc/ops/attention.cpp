@@ -67,11 +67,21 @@ PUNA_INLINE Range intersect(Range a, Range b) {
   return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
 }
 
-// Where the keys of a position begin, counted in elements from kv.keys, and its values from kv.values.
-PUNA_INLINE int64_t element_of(const AttentionArgs& args, const AttentionTile& tile, int64_t position) {
+// Calls f(position, element) for the positions of a range; the keys of a position and a KV head begin `element` elements
+// after kv.keys, its values after kv.values.
+template <typename F>
+PUNA_INLINE void for_positions(const AttentionArgs& args, const AttentionTile& tile, int64_t kv_head, Range positions,
+                               F f) {
   const KvView& kv = args.kv;
-  const int64_t page = kv.table[tile.request * kv.table_stride + position / kv.page_size];
-  return page * kv.page_stride + position % kv.page_size * kv.slot_stride + tile.kv_head * args.head_dim;
+  const uint32_t* pages = kv.table + tile.request * kv.table_stride;
+  int64_t position = positions.begin;
+  while (position < positions.end) {
+    const int64_t page = position / kv.page_size, slot = position - page * kv.page_size;
+    const int64_t page_end = (page + 1) * kv.page_size;
+    const int64_t end = page_end < positions.end ? page_end : positions.end;
+    int64_t element = pages[page] * kv.page_stride + slot * kv.slot_stride + kv_head * args.head_dim;
+    for (; position < end; ++position, element += kv.slot_stride) f(position, element);
+  }
 }
 
 template <KvType type>
@@ -87,41 +97,47 @@ PUNA_INLINE f32x16 load_kv(const uint8_t* base, int64_t element, int lanes) {
 
 // Keys and values of the positions as float32, at their places of the block.
 template <KvType type>
-void load_block(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, Range positions,
-                const Scratch& scratch) {
-  for (int64_t position = positions.begin; position < positions.end; ++position) {
-    const int64_t element = element_of(args, tile, position), place = position % kBlock * shape.padded;
+void load_block(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, int64_t kv_head,
+                Range positions, const Scratch& scratch) {
+  for_positions(args, tile, kv_head, positions, [&](int64_t position, int64_t element) __attribute__((always_inline)) {
+    const int64_t place = position % kBlock * shape.padded;
     for_columns(args.head_dim, [&](int64_t c, int lanes) __attribute__((always_inline)) {
       store(scratch.keys + place + c, load_kv<type>(args.kv.keys, element + c, lanes));
       store(scratch.values + place + c, load_kv<type>(args.kv.values, element + c, lanes));
     });
-  }
+  });
 }
 
-// Asks for the lines of positions that come next: pages lie anywhere, which no prefetcher foresees.
-void prefetch_block(const AttentionArgs& args, const AttentionTile& tile, Range positions) {
+// Asks for the lines of positions that come next: pages lie anywhere, which no prefetcher foresees. Into the second
+// level: rows that are a power of two apart would push each other out of the first. Inline, because gcc removes calls of
+// a function that does nothing else.
+PUNA_INLINE void prefetch(const AttentionArgs& args, const AttentionTile& tile, int64_t kv_head, Range positions) {
   const int64_t element_bytes = args.kv.type == KvType::f32 ? 4 : 2;
-  for (int64_t position = positions.begin; position < positions.end; ++position) {
-    const int64_t offset = element_of(args, tile, position) * element_bytes;
+  for_positions(args, tile, kv_head, positions, [&](int64_t, int64_t element) __attribute__((always_inline)) {
+    const int64_t offset = element * element_bytes;
     for (int64_t byte = 0; byte < args.head_dim * element_bytes; byte += 64) {
-      __builtin_prefetch(args.kv.keys + offset + byte);
-      __builtin_prefetch(args.kv.values + offset + byte);
+      __builtin_prefetch(args.kv.keys + offset + byte, 0, 2);
+      __builtin_prefetch(args.kv.values + offset + byte, 0, 2);
     }
-  }
+  });
 }
 
 // q·k of sixteen keys.
 f32x16 dot16(const float* q, const float* keys, const Shape& shape) {
   f32x16 sums[16];
+#pragma GCC unroll 16
   for (int first = 0; first < 16; first += kPositions) {
     f32x16 acc[kPositions];
+#pragma GCC unroll 16
     for (int n = 0; n < kPositions; ++n) acc[n] = zero();
     for (int64_t c = 0; c < shape.padded; c += 16) {
       const f32x16 part_of_q = load(q + c);
+#pragma GCC unroll 16
       for (int n = 0; n < kPositions; ++n) {
         acc[n] = fma(part_of_q, load(keys + (first + n) * shape.padded + c), acc[n]);
       }
     }
+#pragma GCC unroll 16
     for (int n = 0; n < kPositions; ++n) sums[first + n] = acc[n];
   }
   return reduce_add16(sums);
@@ -133,23 +149,22 @@ PUNA_INLINE float exp1(float x) {
   return lanes[0];
 }
 
-// Scores and weights of one query over the places `seen` of a block; updates maximum and sum of its state.
-void weigh(const AttentionArgs& args, const Shape& shape, const Scratch& scratch, int64_t query, Range seen,
-           float* state) {
+// Scores of one query over the places `seen` of a block, -infinity at the others.
+void score(const AttentionArgs& args, const Shape& shape, const Scratch& scratch, int64_t query, Range seen) {
   const float* q = scratch.queries + query * shape.padded;
-  float* weights = scratch.weights + query * kBlock;
-  const f32x16 scale = set1(args.scale);
-  const float infinity = __builtin_inff();
+  float* scores = scratch.weights + query * kBlock;
+  const f32x16 scale = set1(args.scale), nothing = set1(-__builtin_inff());
   for (int64_t half = 0; half < kBlock; half += 16) {
-    if (seen.begin >= half + 16 || seen.end <= half) {
-      store(weights + half, set1(-infinity));
-    } else {
-      store(weights + half, mul(dot16(q, scratch.keys + half * shape.padded, shape), scale));
-    }
+    const bool is_seen = seen.begin < half + 16 && seen.end > half;
+    store(scores + half, is_seen ? mul(dot16(q, scratch.keys + half * shape.padded, shape), scale) : nothing);
   }
-  for (int64_t j = 0; j < seen.begin; ++j) weights[j] = -infinity;
-  for (int64_t j = seen.end; j < kBlock; ++j) weights[j] = -infinity;
+  for (int64_t j = 0; j < seen.begin; ++j) scores[j] = -__builtin_inff();
+  for (int64_t j = seen.end; j < kBlock; ++j) scores[j] = -__builtin_inff();
+}
 
+// Scores of one query become weights; updates maximum and sum of its state.
+void weigh(const Scratch& scratch, int64_t query, float* state) {
+  float* weights = scratch.weights + query * kBlock;
   const f32x16 s0 = load(weights), s1 = load(weights + 16);
   const float block_top = reduce_max(max(s0, s1)), old_top = state[0];
   const float top = old_top > block_top ? old_top : block_top;
@@ -167,19 +182,25 @@ template <int N, int V>
 PUNA_INLINE void accumulate_part(const Shape& shape, const Scratch& scratch, int64_t query, int64_t c, Range seen,
                                  float* states) {
   f32x16 acc[N][V];
+#pragma GCC unroll 16
   for (int n = 0; n < N; ++n) {
     const f32x16 factor = set1(scratch.factors[query + n]);
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) acc[n][v] = mul(load(states + n * shape.state + 16 + c + 16 * v), factor);
   }
   const float* weights = scratch.weights + query * kBlock;
   for (int64_t j = seen.begin; j < seen.end; ++j) {
     const float* value = scratch.values + j * shape.padded + c;
+#pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
       const f32x16 p = set1(weights[n * kBlock + j]);
+#pragma GCC unroll 16
       for (int v = 0; v < V; ++v) acc[n][v] = fma(p, load(value + 16 * v), acc[n][v]);
     }
   }
+#pragma GCC unroll 16
   for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) store(states + n * shape.state + 16 + c + 16 * v, acc[n][v]);
   }
 }
@@ -195,16 +216,27 @@ void accumulate(const Shape& shape, const Scratch& scratch, int64_t query, Range
   if (c < shape.padded) accumulate_part<N, 1>(shape, scratch, query, c, seen, states);
 }
 
+// Queries of a tile are numbered [KV head][row][head of the group].
+int64_t queries_of(const AttentionTile& tile, const Shape& shape) {
+  return (tile.kv_head_end - tile.kv_head_begin) * tile.rows * shape.group;
+}
+int64_t row_of(const AttentionTile& tile, const Shape& shape, int64_t query) {
+  return query / shape.group % tile.rows;
+}
+// The column where its head begins.
+int64_t column_of(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, int64_t query) {
+  const int64_t kv_head = tile.kv_head_begin + query / (shape.group * tile.rows);
+  return (kv_head * shape.group + query % shape.group) * args.head_dim;
+}
+
 void load_queries(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch) {
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    for (int64_t head = 0; head < shape.group; ++head) {
-      const float* q =
-          args.q + (tile.first_row + row) * args.ldq + (tile.kv_head * shape.group + head) * args.head_dim;
-      float* target = scratch.queries + (row * shape.group + head) * shape.padded;
-      for_columns(args.head_dim, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-        store(target + c, load_lanes(q + c, lanes));
-      });
-    }
+  for (int64_t query = 0; query < queries_of(tile, shape); ++query) {
+    const int64_t row = tile.first_row + row_of(tile, shape, query);
+    const float* q = args.q + row * args.ldq + column_of(args, tile, shape, query);
+    float* target = scratch.queries + query * shape.padded;
+    for_columns(args.head_dim, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      store(target + c, load_lanes(q + c, lanes));
+    });
   }
 }
 
@@ -214,10 +246,40 @@ PUNA_INLINE bool is_seen(const AttentionArgs& args, int64_t position, int64_t sp
   return seen.begin < seen.end;
 }
 
+// One block of one KV head: the queries from `first` on.
+void walk_block(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch,
+                int64_t kv_head, Range positions, int64_t first, float* states) {
+  switch (args.kv.type) {
+    case KvType::f32:
+      load_block<KvType::f32>(args, tile, shape, kv_head, positions, scratch);
+      break;
+    case KvType::f16:
+      load_block<KvType::f16>(args, tile, shape, kv_head, positions, scratch);
+      break;
+    case KvType::bf16:
+      load_block<KvType::bf16>(args, tile, shape, kv_head, positions, scratch);
+      break;
+  }
+  const int64_t block = positions.begin / kBlock * kBlock;
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    Range seen = intersect(seen_by(args, tile.position + row), positions);
+    if (seen.begin >= seen.end) continue;
+    seen = {seen.begin - block, seen.end - block};
+    int64_t query = first + row * shape.group;
+    const int64_t end = query + shape.group;
+    for (int64_t q = query; q < end; ++q) score(args, shape, scratch, q, seen);
+    for (int64_t q = query; q < end; ++q) weigh(scratch, q, states + q * shape.state);
+    for (; query + kQueries <= end; query += kQueries) {
+      accumulate<kQueries>(shape, scratch, query, seen, states + query * shape.state);
+    }
+    for (; query < end; ++query) accumulate<1>(shape, scratch, query, seen, states + query * shape.state);
+  }
+}
+
 // The states of all queries of the tile over one split.
 void walk_split(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch,
                 int64_t split, float* states) {
-  for (int64_t query = 0; query < tile.rows * shape.group; ++query) {
+  for (int64_t query = 0; query < queries_of(tile, shape); ++query) {
     float* state = states + query * shape.state;
     for (int64_t i = 0; i < shape.state; i += 16) store(state + i, zero());
     state[0] = -__builtin_inff();
@@ -225,37 +287,13 @@ void walk_split(const AttentionArgs& args, const AttentionTile& tile, const Shap
   const Range of_split = {split * kAttentionSplit, (split + 1) * kAttentionSplit};
   const Range of_tile = intersect(
       {seen_by(args, tile.position).begin, seen_by(args, tile.position + tile.rows - 1).end}, of_split);
-  const auto block_at = [&](int64_t begin) { return intersect({begin, begin + kBlock}, of_tile); };
   for (int64_t block = of_tile.begin / kBlock * kBlock; block < of_tile.end; block += kBlock) {
-    if (block + kBlock < of_tile.end) prefetch_block(args, tile, block_at(block + kBlock));
-    switch (args.kv.type) {
-      case KvType::f32:
-        load_block<KvType::f32>(args, tile, shape, block_at(block), scratch);
-        break;
-      case KvType::f16:
-        load_block<KvType::f16>(args, tile, shape, block_at(block), scratch);
-        break;
-      case KvType::bf16:
-        load_block<KvType::bf16>(args, tile, shape, block_at(block), scratch);
-        break;
-    }
-    const auto places_seen = [&](int64_t row) {
-      const Range seen = intersect(seen_by(args, tile.position + row), block_at(block));
-      return Range{seen.begin - block, seen.end - block};
-    };
-    for (int64_t row = 0; row < tile.rows; ++row) {
-      const Range seen = places_seen(row);
-      if (seen.begin >= seen.end) continue;
-      for (int64_t query = row * shape.group; query < (row + 1) * shape.group; ++query) {
-        weigh(args, shape, scratch, query, seen, states + query * shape.state);
-      }
-      int64_t query = row * shape.group;
-      for (; query + kQueries <= (row + 1) * shape.group; query += kQueries) {
-        accumulate<kQueries>(shape, scratch, query, seen, states + query * shape.state);
-      }
-      for (; query < (row + 1) * shape.group; ++query) {
-        accumulate<1>(shape, scratch, query, seen, states + query * shape.state);
-      }
+    const Range positions = intersect({block, block + kBlock}, of_tile);
+    const Range next = intersect({block + kBlock, block + 2 * kBlock}, of_tile);
+    for (int64_t kv_head = tile.kv_head_begin; kv_head < tile.kv_head_end; ++kv_head) {
+      prefetch(args, tile, kv_head, next);
+      const int64_t first = (kv_head - tile.kv_head_begin) * tile.rows * shape.group;
+      walk_block(args, tile, shape, scratch, kv_head, positions, first, states);
     }
   }
 }
@@ -277,9 +315,10 @@ void copy_state(const Shape& shape, float* target, const float* source) {
   for (int64_t i = 0; i < shape.state; i += 16) store(target + i, load(source + i));
 }
 
-void write_out(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, int64_t row, int64_t head,
+void write_out(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, int64_t query,
                const float* state) {
-  float* out = args.out + (tile.first_row + row) * args.ldo + (tile.kv_head * shape.group + head) * args.head_dim;
+  const int64_t row = tile.first_row + row_of(tile, shape, query);
+  float* out = args.out + row * args.ldo + column_of(args, tile, shape, query);
   const f32x16 sum = set1(state[1]);
   for_columns(args.head_dim, [&](int64_t c, int lanes) __attribute__((always_inline)) {
     store_lanes(out + c, div(load(state + 16 + c), sum), lanes);
@@ -290,20 +329,20 @@ void write_out(const AttentionArgs& args, const AttentionTile& tile, const Shape
 
 int64_t attention_scratch_floats(const AttentionArgs& args) {
   const Shape shape = shape_of(args);
-  const int64_t queries = attention_tile_rows(shape.group) * shape.group;
+  const int64_t queries = attention_tile_queries(args.num_heads);
   return 2 * kBlock * shape.padded + queries * (shape.padded + kBlock + 2 * shape.state) + (queries + 15) / 16 * 16;
 }
 
 void attention(const AttentionArgs& args, const AttentionTile& tile, float* scratch) {
   const Shape shape = shape_of(args);
-  const int64_t queries = tile.rows * shape.group;
+  const int64_t queries = queries_of(tile, shape);
   const Scratch parts = divide_scratch(scratch, shape, queries);
   float* totals = parts.split + queries * shape.state;
   load_queries(args, tile, shape, parts);
   for (int64_t split = tile.split_begin; split < tile.split_end; ++split) {
     walk_split(args, tile, shape, parts, split, parts.split);
     for (int64_t query = 0; query < queries; ++query) {
-      const int64_t position = tile.position + query / shape.group;
+      const int64_t position = tile.position + row_of(tile, shape, query);
       if (!is_seen(args, position, split)) continue;
       const float* state = parts.split + query * shape.state;
       float* total = totals + query * shape.state;
@@ -315,22 +354,22 @@ void attention(const AttentionArgs& args, const AttentionTile& tile, float* scra
     }
   }
   for (int64_t query = 0; query < queries; ++query) {
-    write_out(args, tile, shape, query / shape.group, query % shape.group, totals + query * shape.state);
+    write_out(args, tile, shape, query, totals + query * shape.state);
   }
 }
 
 void attention_split(const AttentionArgs& args, const AttentionTile& tile, float* scratch, float* states) {
   const Shape shape = shape_of(args);
-  const Scratch parts = divide_scratch(scratch, shape, tile.rows * shape.group);
+  const Scratch parts = divide_scratch(scratch, shape, queries_of(tile, shape));
   load_queries(args, tile, shape, parts);
   walk_split(args, tile, shape, parts, tile.split_begin, states);
 }
 
 void attention_combine(const AttentionArgs& args, const AttentionTile& tile, float* states) {
   const Shape shape = shape_of(args);
-  const int64_t queries = tile.rows * shape.group;
+  const int64_t queries = queries_of(tile, shape);
   for (int64_t query = 0; query < queries; ++query) {
-    const int64_t position = tile.position + query / shape.group;
+    const int64_t position = tile.position + row_of(tile, shape, query);
     float* total = nullptr;
     for (int64_t split = tile.split_begin; split < tile.split_end; ++split) {
       if (!is_seen(args, position, split)) continue;
@@ -341,7 +380,7 @@ void attention_combine(const AttentionArgs& args, const AttentionTile& tile, flo
         combine(shape, total, state);
       }
     }
-    write_out(args, tile, shape, query / shape.group, query % shape.group, total);
+    write_out(args, tile, shape, query, total);
   }
 }
 

@@ -13,15 +13,18 @@ namespace puna::PUNA_NS {
 // Lanes of the folded vectors come out as 4·i+k for vector i+4·k, so vectors are taken in that order.
 PUNA_INLINE f32x16 reduce_add16(const f32x16* rows) {
   __m512 eight[8], four[4], two[2];
+#pragma GCC unroll 16
   for (int i = 0; i < 8; ++i) {
     const int first = 2 * i, second = 2 * i + 1;
     const __m512 a = rows[4 * (first % 4) + first / 4].v, b = rows[4 * (second % 4) + second / 4].v;
     eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 4; ++i) {
     const __m512 a = eight[2 * i], b = eight[2 * i + 1];
     four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 2; ++i) {
     const __m512 a = four[2 * i], b = four[2 * i + 1];
     two[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
@@ -34,12 +37,14 @@ PUNA_INLINE f32x16 reduce_add16(const f32x16* rows) {
 // Of eight vectors; lanes come out as 4·i+k for vector i+2·k.
 PUNA_INLINE __m256 reduce_add8(const f32x16* rows) {
   __m256 four[4], two[2];
+#pragma GCC unroll 16
   for (int i = 0; i < 4; ++i) {
     const int first = 2 * i, second = 2 * i + 1;
     const f32x16 a = rows[4 * (first % 2) + first / 2], b = rows[4 * (second % 2) + second / 2];
     const __m256 a8 = _mm256_add_ps(a.lo, a.hi), b8 = _mm256_add_ps(b.lo, b.hi);
     four[i] = _mm256_add_ps(_mm256_permute2f128_ps(a8, b8, 0x20), _mm256_permute2f128_ps(a8, b8, 0x31));
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 2; ++i) {
     const __m256 a = four[2 * i], b = four[2 * i + 1];
     two[i] = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
@@ -52,6 +57,7 @@ PUNA_INLINE f32x16 reduce_add16(const f32x16* rows) { return {reduce_add8(rows),
 
 PUNA_INLINE float32x4_t reduce_add4(const f32x16* rows) {
   float32x4_t four[4];
+#pragma GCC unroll 16
   for (int i = 0; i < 4; ++i) {
     four[i] = vaddq_f32(vaddq_f32(rows[i].q0, rows[i].q2), vaddq_f32(rows[i].q1, rows[i].q3));
   }
@@ -68,6 +74,7 @@ PUNA_INLINE f32x16 reduce_add16(const f32x16* rows) {
 
 PUNA_INLINE f32x16 reduce_add16(const f32x16* rows) {
   float sums[16];
+#pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) sums[i] = reduce_add(rows[i]);
   return load(sums);
 }
