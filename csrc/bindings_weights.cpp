@@ -109,7 +109,7 @@ nb::tuple quantize_a8(nb::handle x, const std::string& variant) {
                         to_numpy(std::move(sums), {rows, blocks}));
 }
 
-nb::object matmul(nb::list matrices, nb::handle x, const std::string& variant, nb::handle threads) {
+nb::object matmul(nb::list matrices, nb::handle x, const std::string& variant, nb::handle threads, bool two_terms) {
   const KernelTable& kernels = kernels_of(variant);
   const int count = thread_count(threads);
   const Array array(x, "x");
@@ -129,7 +129,7 @@ nb::object matmul(nb::list matrices, nb::handle x, const std::string& variant, n
   std::vector<float> out;
   {
     const nb::gil_scoped_release release;
-    out = multiply(kernels, pointers, view.as<float>(), view.shape[0], count);
+    out = multiply(kernels, pointers, view.as<float>(), view.shape[0], count, two_terms);
   }
   return to_numpy(std::move(out), {view.shape[0], width});
 }
@@ -149,7 +149,8 @@ void bind_weights(nb::module_& m) {
         },
         nb::arg("cols"));
   m.def("quantize_a8", &quantize_a8, nb::arg("x"), nb::arg("variant"));
-  m.def("matmul", &matmul, nb::arg("matrices"), nb::arg("x"), nb::arg("variant"), nb::arg("threads") = nb::none());
+  m.def("matmul", &matmul, nb::arg("matrices"), nb::arg("x"), nb::arg("variant"), nb::arg("threads") = nb::none(),
+        nb::arg("two_terms") = false);
 
   nb::class_<PackedMatrix>(m, "PackedMatrix")
       .def(nb::new_(&pack), nb::arg("format"), nb::arg("data"), nb::arg("rows"), nb::arg("cols"),

@@ -73,12 +73,12 @@ Rows check_floats(const Declarations& declarations, const char* name, int64_t bu
   return info.rows;
 }
 
-Rows check_a8(const Declarations& declarations, const char* name, int64_t buffer, int64_t columns) {
+Rows check_a8(const Declarations& declarations, const char* name, int64_t buffer, int64_t columns, bool two_terms) {
   const BufferInfo& info = check_buffer(declarations, name, buffer);
   if (columns % kA8BlockElements != 0) invalid("'", name, "' holds blocks of 32 values, not ", columns, " values");
-  if (a8_row_bytes(columns) > info.row_bytes) {
-    invalid("'", name, "' needs rows of ", a8_row_bytes(columns), " bytes, those of buffer ", buffer, " have ",
-            info.row_bytes);
+  const int64_t needed = a8_row_bytes(columns) * (two_terms ? 2 : 1);
+  if (needed > info.row_bytes) {
+    invalid("'", name, "' needs rows of ", needed, " bytes, those of buffer ", buffer, " have ", info.row_bytes);
   }
   return info.rows;
 }

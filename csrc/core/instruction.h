@@ -77,7 +77,7 @@ float read_float(FieldReader& fields, const std::string& name);
 // `columns` float32 columns from `column` on must lie within the buffer, which must exist. Returns its rows.
 Rows check_floats(const Declarations& declarations, const char* name, int64_t buffer, int64_t column, int64_t columns);
 // Likewise for a row of `columns` values as int8, a multiple of 32.
-Rows check_a8(const Declarations& declarations, const char* name, int64_t buffer, int64_t columns);
+Rows check_a8(const Declarations& declarations, const char* name, int64_t buffer, int64_t columns, bool two_terms = false);
 void check_same_rows(const char* first_name, Rows first, const char* second_name, Rows second);
 void check_distinct(const char* first_name, int64_t first, const char* second_name, int64_t second);
 // Weight `frame.weight_base + index` must be a matrix, or a vector of this length.

@@ -112,29 +112,32 @@ class Quantize final : public Instruction {
       : x_(read_index(fields, "x")),
         col_(read_column(fields, "col")),
         width_(read_width(fields, "width")),
-        out_a8_(read_index(fields, "out_a8")) {}
+        out_a8_(read_index(fields, "out_a8")),
+        two_terms_(fields.flag("two_terms")) {}
 
   void check(const Declarations& declarations, const Frame&, Needs&) const override {
     const Rows rows = check_floats(declarations, "x", x_, col_, width_);
-    check_same_rows("x", rows, "out_a8", check_a8(declarations, "out_a8", out_a8_, width_));
+    check_same_rows("x", rows, "out_a8", check_a8(declarations, "out_a8", out_a8_, width_, two_terms_));
     check_distinct("x", x_, "out_a8", out_a8_);
   }
 
   Cost cost(const Step& step, const Frame&) const override {
-    const int64_t rows = step.rows_of(x_);
-    return {rows * (width_ * kFloat + a8_row_bytes(width_)), rows * width_ * 2};
+    const int64_t rows = step.rows_of(x_), terms = two_terms_ ? 2 : 1;
+    return {rows * (width_ * kFloat + terms * a8_row_bytes(width_)), rows * terms * width_ * 2};
   }
 
   void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
     const int64_t ld = step.ld(x_);
     const float* x = step.floats_of(x_) + col_;
+    const auto quantize = two_terms_ ? worker.kernels.quantize_a8_two_terms : worker.kernels.quantize_a8;
     worker.share(step.rows_of(x_), 1, [&](int64_t begin, int64_t end) {
-      worker.kernels.quantize_a8(x + begin * ld, ld, begin, end - begin, width_, step.bytes_of(out_a8_));
+      quantize(x + begin * ld, ld, begin, end - begin, width_, step.bytes_of(out_a8_));
     });
   }
 
  private:
   int64_t x_, col_, width_, out_a8_;
+  bool two_terms_;
 };
 
 constexpr size_t kMaxMatrices = 16;
@@ -150,7 +153,8 @@ class Matmul final : public Instruction {
         biases_(fields.integers("biases", -1, kMaxIndex)),
         clip_(read_float(fields, "clip")),
         residual_(read_optional(fields, "residual")),
-        multiplier_(read_float(fields, "multiplier")) {
+        multiplier_(read_float(fields, "multiplier")),
+        two_terms_(fields.flag("two_terms")) {
     if (weights_.empty() || weights_.size() > kMaxMatrices) {
       invalid(fields.owner(), ": field 'weights' must name 1 to ", kMaxMatrices, " matrices, got ", weights_.size());
     }
@@ -171,7 +175,8 @@ class Matmul final : public Instruction {
       if (biases_[i] >= 0) check_vector(declarations, frame, "biases", biases_[i], matrix.rows());
       outputs += matrix.rows();
     }
-    const Rows rows = partner == Partner::a8 ? check_a8(declarations, "x", x_, width_)
+    if (two_terms_ && partner != Partner::a8) invalid("'two_terms' is for matrices that take int8 activations");
+    const Rows rows = partner == Partner::a8 ? check_a8(declarations, "x", x_, width_, two_terms_)
                                              : check_floats(declarations, "x", x_, 0, width_);
     check_same_rows("x", rows, "out", check_floats(declarations, "out", out_, out_col_, outputs));
     check_distinct("x", x_, "out", out_);
@@ -183,13 +188,13 @@ class Matmul final : public Instruction {
 
   Cost cost(const Step& step, const Frame& frame) const override {
     Cost cost;
-    const int64_t rows = step.rows_of(x_);
+    const int64_t rows = step.rows_of(x_), terms = two_terms_ ? 2 : 1;
     for (const int64_t weight : weights_) {
       const PackedMatrix& matrix = *step.weight(frame.weight_base + weight).matrix;
       cost.bytes += matrix.bytes() + rows * matrix.rows() * kFloat * (residual_ >= 0 ? 2 : 1);
-      cost.flops += 2 * rows * matrix.rows() * matrix.cols();
+      cost.flops += 2 * rows * terms * matrix.rows() * matrix.cols();
     }
-    cost.bytes += rows * (is_a8(step, frame) ? a8_row_bytes(width_) : width_ * kFloat);
+    cost.bytes += rows * (is_a8(step, frame) ? terms * a8_row_bytes(width_) : width_ * kFloat);
     return cost;
   }
 
@@ -221,6 +226,7 @@ class Matmul final : public Instruction {
       args.x = a8 ? nullptr : step.floats_of(x_);
       args.ldx = step.ld(x_);
       args.a8 = a8 ? step.bytes_of(x_) : nullptr;
+      args.two_terms = two_terms_;
       args.m = step.rows_of(x_);
       args.out = step.floats_of(out_) + out_col_ + column;
       args.ldo = step.ld(out_);
@@ -240,6 +246,7 @@ class Matmul final : public Instruction {
   float clip_;
   int64_t residual_;
   float multiplier_;
+  bool two_terms_;
 };
 
 class Swiglu final : public Instruction {

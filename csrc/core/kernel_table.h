@@ -28,6 +28,7 @@ struct MatmulArgs {
   const float* x;            // float32 operand, or null
   int64_t ldx;
   const uint8_t* a8;         // operand in the layout of quant/a8.h, or null; rows padded to 16
+  bool two_terms;            // two rows of a8 for each row of the product, which is the sum of both
   int64_t m;
   float* out;
   int64_t ldo;
@@ -179,6 +180,9 @@ struct KernelTable {
   // Combines states [splits][KV heads][rows][heads of the group] of a tile and writes its rows of `out`.
   void (*attention_combine)(const AttentionArgs& args, const AttentionTile& tile, float* states);
   int64_t (*attention_scratch_floats)(const AttentionArgs& args);
+  // As quantize_a8, in two terms: rows 2·first_row … of a8, two for each row of x.
+  void (*quantize_a8_two_terms)(const float* x, int64_t ldx, int64_t first_row, int64_t rows, int64_t cols,
+                                uint8_t* a8);
 };
 
 namespace scalar {

@@ -46,7 +46,7 @@ void run_products(const Worker& worker, std::span<const MatmulArgs> segments, Co
 }
 
 std::vector<float> multiply(const KernelTable& kernels, std::span<const PackedMatrix* const> matrices, const float* x,
-                            int64_t m, int threads) {
+                            int64_t m, int threads, bool two_terms) {
   if (matrices.empty()) invalid("matmul needs at least one matrix");
   const int64_t cols = matrices.front()->cols();
   const Partner partner = matrices.front()->partner();
@@ -56,8 +56,9 @@ std::vector<float> multiply(const KernelTable& kernels, std::span<const PackedMa
     if (matrix->partner() != partner) invalid("matrices of one matmul take float32 and int8 activations");
     width += matrix->rows();
   }
+  if (two_terms && partner != Partner::a8) invalid("two_terms is for matrices that take int8 activations");
   Memory a8;
-  if (partner == Partner::a8) a8.reserve((m + 15) / 16 * 16 * a8_row_bytes(cols));
+  if (partner == Partner::a8) a8.reserve((m + 15) / 16 * 16 * a8_row_bytes(cols) * (two_terms ? 2 : 1));
   std::vector<float> out(static_cast<size_t>(m * width));
   std::vector<MatmulArgs> segments;
   int64_t scratch_floats = 0, column = 0;
@@ -66,6 +67,7 @@ std::vector<float> multiply(const KernelTable& kernels, std::span<const PackedMa
     args.x = partner == Partner::f32 ? x : nullptr;
     args.ldx = cols;
     args.a8 = partner == Partner::a8 ? a8.data() : nullptr;
+    args.two_terms = two_terms;
     args.m = m;
     args.out = out.data() + column;
     args.ldo = width;
@@ -80,7 +82,8 @@ std::vector<float> multiply(const KernelTable& kernels, std::span<const PackedMa
     const Worker worker{kernels, thread, threads, barrier, floats + thread * scratch_floats};
     if (partner == Partner::a8) {
       worker.share(m, 1, [&](int64_t begin, int64_t end) {
-        kernels.quantize_a8(x + begin * cols, cols, begin, end - begin, cols, a8.data());
+        const auto quantize = two_terms ? kernels.quantize_a8_two_terms : kernels.quantize_a8;
+        quantize(x + begin * cols, cols, begin, end - begin, cols, a8.data());
       });
       barrier.meet();
     }

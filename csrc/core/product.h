@@ -18,8 +18,9 @@ MatmulArgs product_args(const PackedMatrix& matrix);
 void run_products(const Worker& worker, std::span<const MatmulArgs> segments, Counter& counter);
 
 // out[m, sum of rows] = x[m, cols] times all matrices, which must have equal columns and partners; on `threads` threads.
+// With `two_terms`, int8 activations are taken in two terms (quant/a8.h).
 // Throws std::invalid_argument.
 std::vector<float> multiply(const KernelTable& kernels, std::span<const PackedMatrix* const> matrices, const float* x,
-                            int64_t m, int threads);
+                            int64_t m, int threads, bool two_terms);
 
 }  // namespace puna

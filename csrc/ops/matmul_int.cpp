@@ -33,6 +33,14 @@ IntegerTiles tiles() {
   return {W::kUnitElements, W::kUnitBytes, {tile_of<W, 1>, tile_of<W, 2>, tile_of<W, 4>, tile_of<W, 8>}};
 }
 
+// acc[r] = acc[2r] + acc[2r + 1], for `rows` pairs.
+void add_pairs(float* acc, int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* pair = acc + 2 * kPanelRows * row;
+    store(acc + kPanelRows * row, add(load(pair), load(pair + kPanelRows)));
+  }
+}
+
 }  // namespace
 
 IntegerTiles integer_tiles(Kernel kernel) {
@@ -57,9 +65,10 @@ void integer_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_
   const int64_t panel_bytes = units * tiles.unit_bytes, row_bytes = a8_row_bytes(args.cols);
   int64_t chunk_rows = kRowChunkBytes / row_bytes / kMaxTileRows * kMaxTileRows;
   if (chunk_rows < kMaxTileRows) chunk_rows = kMaxTileRows;
+  const int64_t terms = args.two_terms ? 2 : 1, m = args.m * terms;  // chunks and tiles hold both rows of a pair
   alignas(64) float acc[kMaxTileRows * kPanelRows];
-  for (int64_t chunk = 0; chunk < args.m; chunk += chunk_rows) {
-    const int64_t chunk_end = args.m - chunk < chunk_rows ? args.m : chunk + chunk_rows;
+  for (int64_t chunk = 0; chunk < m; chunk += chunk_rows) {
+    const int64_t chunk_end = m - chunk < chunk_rows ? m : chunk + chunk_rows;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       for (int64_t first = chunk; first < chunk_end; first += kMaxTileRows) {
         const int64_t rows = chunk_end - first < kMaxTileRows ? chunk_end - first : kMaxTileRows;
@@ -67,7 +76,8 @@ void integer_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_
         const uint8_t* row[kMaxTileRows];
         for (int64_t t = 0; t < kMaxTileRows; ++t) row[t] = args.a8 + (first + (t < rows ? t : rows - 1)) * row_bytes;
         tiles.tile[tile_index(rows)](args.packed + panel * panel_bytes, units, row, acc);
-        finish_tile(args, panel, first, rows, acc);
+        if (args.two_terms) add_pairs(acc, rows / 2);
+        finish_tile(args, panel, first / terms, rows / terms, acc);
       }
     }
   }

@@ -25,6 +25,7 @@ const KernelTable kTable = {
     .attention_split = attention_split,
     .attention_combine = attention_combine,
     .attention_scratch_floats = attention_scratch_floats,
+    .quantize_a8_two_terms = quantize_a8_two_terms,
 };
 
 }  // namespace puna::PUNA_NS

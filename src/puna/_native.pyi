@@ -85,8 +85,13 @@ def dequantize(format: str, data: NDArray[Any], cols: int) -> _Float32Array:
 def quantize_a8(x: _Float32Array, variant: str) -> tuple[NDArray[np.int8], _Float32Array, NDArray[np.int32]]:
     """Rows as int8 per 32 values: codes `[M, K]`, scales `[M, K / 32]`, and sums of the codes `[M, K / 32]`."""
 
-def matmul(matrices: list[PackedMatrix], x: _Float32Array, variant: str, threads: int | None = None) -> _Float32Array:
-    """`x @ concat(matrices).T` as programs compute it: float32 `[M, sum of rows]`."""
+def matmul(
+    matrices: list[PackedMatrix], x: _Float32Array, variant: str, threads: int | None = None, two_terms: bool = False
+) -> _Float32Array:
+    """`x @ concat(matrices).T` as programs compute it: float32 `[M, sum of rows]`.
+
+    With `two_terms`, int8 activations are codes and the codes of what these leave: about 15 bits instead of 7.
+    """
 
 class MappedFile:
     """A regular file, mapped read-only. It has the buffer protocol itself.

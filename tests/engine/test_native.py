@@ -275,7 +275,7 @@ def test_trace_covers_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     products = [record for record in trace.records if record.op == "matmul"]
     assert products[0].name == "self_attn.q_proj + self_attn.k_proj + self_attn.v_proj" and products[0].layer == 0
     assert products[-1].name == "lm_head" and products[-1].layer == -1
-    assert products[-1].flops == 2 * 2 * 96 * 256 and products[-1].bytes >= 96 * 256 * 20 // 32
+    assert products[-1].flops == 2 * 2 * 2 * 96 * 256 and products[-1].bytes >= 96 * 256 * 20 // 32
     assert all(record.seconds >= 0 and record.share_of_limit >= 0 for record in trace.records)
     trace.save_chrome_trace(tmp_path / "trace.json")
     assert len(json.loads((tmp_path / "trace.json").read_text())["traceEvents"]) == len(trace.records)

@@ -52,6 +52,25 @@ def float_product(weights: Floats, x: Floats) -> Floats:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("format", ggml_blocks.INTEGER_FORMATS)
+@pytest.mark.parametrize("rows", [1, 3, 11])
+def test_two_terms_are_two_products(format: str, variant: str, rows: int) -> None:
+    random = np.random.default_rng(5)
+    cols = few_columns(format)
+    data = ggml_blocks.random_blocks(random, format, 21, cols)
+    x = random.standard_normal((rows, cols), dtype=np.float32)
+    codes, scales, _ = _native.quantize_a8(x, variant)
+    exact = codes.astype(np.float64) * np.repeat(scales, 32, axis=-1)
+    rest = (x - exact).astype(np.float32)
+    matrix = _native.PackedMatrix(format, data, 21, cols)
+    got = _native.matmul([matrix], x, variant, 2, two_terms=True)
+    assert same_bits(got, integer_product(format, data, x) + integer_product(format, data, rest))
+    weights = _native.dequantize(format, data, cols).astype(np.float64)
+    error = np.abs(got - x.astype(np.float64) @ weights.T)
+    assert error.max() <= 2e-4 * np.linalg.norm(weights, axis=1).max()  # one term leaves some 100 times more
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("format", ggml_blocks.INTEGER_FORMATS)
 def test_integer_formats_follow_their_rule(format: str, variant: str) -> None:
     random = np.random.default_rng(4)
     cols = few_columns(format)

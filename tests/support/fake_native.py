@@ -12,7 +12,7 @@ import numpy as np
 
 from puna.engine.instructions import OPERANDS
 from puna.graph.ops.attention import KVStore, PagedAttention, Rope
-from puna.graph.ops.linear import quantize_codes
+from puna.graph.ops.linear import round_operand
 from puna.graph.ops.norm import LayerNorm, RMSNorm
 
 Array = np.ndarray[Any, Any]
@@ -133,12 +133,11 @@ class _Run:
         self.codes.pop(buffer, None)
         self.floats[buffer][:, col : col + values.shape[1]] = values
 
-    def _write_forms(self, values: Array, out: int, out_a8: int) -> None:
+    def _write_forms(self, values: Array, out: int, out_a8: int, two_terms: bool = False) -> None:
         if out >= 0:
             self._write(out, values)
         if out_a8 >= 0:
-            codes, scales, _ = quantize_codes(values)
-            self.codes[out_a8] = codes * np.repeat(scales, 32, axis=-1)
+            self.codes[out_a8] = round_operand(values, two_terms=two_terms)
 
     def _embed(self, weight: int, out: int, scale: float) -> None:
         self._write(out, self._w(weight).values[self.inputs["tokens"]] * np.float32(scale))
@@ -150,15 +149,16 @@ class _Run:
         values = values if weight < 0 else values * self._w(weight)
         self._write_forms(values if bias < 0 else values + self._w(bias), out, out_a8)
 
-    def _quantize(self, x: int, col: int, width: int, out_a8: int) -> None:
-        self._write_forms(self._read(x, width, col), -1, out_a8)
+    def _quantize(self, x: int, col: int, width: int, out_a8: int, two_terms: bool) -> None:
+        self._write_forms(self._read(x, width, col), -1, out_a8, two_terms)
 
     def _matmul(
         self, x: int, width: int, weights: list[int], out: int, out_col: int, biases: list[int], clip: float,
-        residual: int, multiplier: float,
+        residual: int, multiplier: float, two_terms: bool,
     ) -> None:  # fmt: skip
         matrices = [self._w(index) for index in weights]
         (partner,) = {matrix.partner for matrix in matrices}
+        assert partner == "a8" or not two_terms
         rows = self.codes[x] if partner == "a8" else self._read(x, width)
         parts = []
         for matrix, bias in zip(matrices, biases, strict=True):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from puna.engine.instructions import CallInstruction, FieldValue, Function, Instruction, VirtualBuffer, WeightRef
+from puna.engine.instructions import (
+    BufferKind,
+    CallInstruction,
+    FieldValue,
+    Function,
+    Instruction,
+    VirtualBuffer,
+    WeightRef,
+)
 from puna.engine.placement import LoweredSubgraph, Place, Placement, unsupported
 from puna.engine.products import ProductLowering
 from puna.graph import Call, Graph, Node, Value, Weight
@@ -93,7 +101,7 @@ class FunctionLowering:
             )
             self.placement.uses_left[value] -= 1
 
-    def new_buffer(self, value: Value, width: int | None = None, kind: str = "f32") -> VirtualBuffer:
+    def new_buffer(self, value: Value, width: int | None = None, kind: BufferKind = "f32") -> VirtualBuffer:
         """A buffer for a value."""
         return self.placement.new_buffer(value.type, value.type.width if width is None else width, value.name, kind)
 
@@ -102,13 +110,24 @@ class FunctionLowering:
         if value not in self._codes:
             place = self.placement.place(value)
             codes = self.new_buffer(value, kind="a8")
-            self.emit("quantize", x=place.buffer, col=place.col, width=value.type.width, out_a8=codes)
+            self._quantize(place, value, codes)
             self._codes[value] = codes
         return self._codes[value]
 
+    def fine_codes(self, value: Value) -> VirtualBuffer:
+        """The value rounded to 8 bits in two terms."""
+        codes = self.new_buffer(value, kind="a8x2")
+        self._quantize(self.placement.place(value), value, codes)
+        return codes
+
+    def _quantize(self, place: Place, value: Value, codes: VirtualBuffer) -> None:
+        two_terms = codes.kind == "a8x2"
+        width = value.type.width
+        self.emit("quantize", x=place.buffer, col=place.col, width=width, out_a8=codes, two_terms=two_terms)
+
     def is_codes_operand(self, node: Node) -> bool:
-        """Whether a node is a product that takes 8-bit codes."""
-        return isinstance(node.op, MatMul) and self.partner(node.op.weight.name) == "a8"
+        """Whether a node is a product that takes 8-bit codes in one term."""
+        return isinstance(node.op, MatMul) and self.partner(node.op.weight.name) == "a8" and not node.op.two_terms
 
     def define_in_needed_forms(self, value: Value) -> tuple[VirtualBuffer | None, VirtualBuffer | None]:
         """Buffers for a result as float32 and as 8-bit codes, each only if somebody reads that form.

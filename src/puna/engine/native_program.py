@@ -201,7 +201,9 @@ def _label(call: CallInstruction | None, instruction: Instruction, weights: Pack
 
 def slot_bytes(native: Native, kind: str, width: int) -> int:
     """Bytes of a row of a buffer."""
-    return native.a8_row_bytes(width) if kind == "a8" else 4 * width
+    if kind == "f32":
+        return 4 * width
+    return native.a8_row_bytes(width) * (2 if kind == "a8x2" else 1)
 
 
 class NativeExecutor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from puna.engine.instructions import Function, RowClass, VirtualBuffer
+from puna.engine.instructions import BufferKind, Function, RowClass, VirtualBuffer
 from puna.errors import UnsupportedModelError
 from puna.graph import BATCH_SIZE, LOGIT_ROWS, TOTAL_SEQ_LEN, Graph, Node, TensorType, Value
 
@@ -66,13 +66,13 @@ class Placement:
         for value in graph.outputs:
             self.uses_left[value] = self.uses_left.get(value, 0) + 1
 
-    def new_buffer(self, type_: TensorType, width: int, name: str, kind: str = "f32") -> VirtualBuffer:
+    def new_buffer(self, type_: TensorType, width: int, name: str, kind: BufferKind = "f32") -> VirtualBuffer:
         """A buffer with as many rows as the type has."""
         rows = _ROW_CLASSES.get(type_.shape[0]) if type_.rank == 2 and not isinstance(type_.shape[0], int) else None
         if rows is None:
             names = ", ".join(map(str, _ROW_CLASSES))
             raise unsupported(self.graph, f"the shape of {name}", str(type_), supported=f"rows named {names}")
-        return VirtualBuffer(rows, width, "a8" if kind == "a8" else "f32", name)
+        return VirtualBuffer(rows, width, kind, name)
 
     def define(self, value: Value, place: Place) -> None:
         """Say where a value is."""

@@ -224,18 +224,21 @@ class ProductLowering:
     def _matches(self, part: _Product, product: _Product) -> bool:
         partner = self.function.partner
         same_kind = partner(part.op.weight.name) == partner(product.op.weight.name)
+        same_kind = same_kind and part.op.two_terms == product.op.two_terms
         return same_kind and part.operand is product.operand and part.clip == product.clip
 
     def _operand(self, product: _Product) -> VirtualBuffer:
         if self.function.partner(product.op.weight.name) == "a8":
-            return self.function.codes(product.operand)
+            is_fine = product.op.two_terms
+            return self.function.fine_codes(product.operand) if is_fine else self.function.codes(product.operand)
         return self.placement.dense(product.operand)
 
     def _emit(self, run: Sequence[_Product], out: Place, residual: VirtualBuffer | None) -> None:
         biases = (part.op.bias for part in run)
+        operand = self._operand(run[0])
         self.function.emit(
             "matmul",
-            x=self._operand(run[0]),
+            x=operand,
             width=run[0].operand.type.width,
             weights=tuple(WeightRef(part.op.weight.name) for part in run),
             out=out.buffer,
@@ -244,6 +247,7 @@ class ProductLowering:
             clip=run[0].clip,
             residual=residual,
             multiplier=run[0].multiplier,
+            two_terms=operand.kind == "a8x2",
         )
 
     def _sum_buffer(self, value: Value, *terms: VirtualBuffer, avoid: VirtualBuffer | None = None) -> VirtualBuffer:

@@ -194,11 +194,13 @@ class Transformer:
             self.weights, "embed_tokens", spec.vocab_size, spec.hidden_size, spec.embedding_multiplier
         )
         self.norm = declare_norm(spec, self.weights, "norm")
-        self.lm_head = (
-            Linear(self.embedding.weight)
+        # No later layer evens out what is rounded here, and few rows get this far: the second term costs little.
+        output = (
+            self.embedding.weight
             if spec.tie_word_embeddings
-            else Linear.declare(self.weights, "lm_head", spec.vocab_size, spec.hidden_size)
+            else self.weights.matrix("lm_head.weight", spec.vocab_size, spec.hidden_size)
         )
+        self.lm_head = Linear(output, two_terms=True)
 
     def __call__(self, tokens: Value, step: AttentionInputs, return_n_logits: Value) -> dict[str, Value]:
         """Append the whole model; returns the outputs by name, in the order in which the graph returns them."""
