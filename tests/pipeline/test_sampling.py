@@ -110,6 +110,16 @@ def test_draw_inverts_the_distribution_of_the_kept(
     assert (edges[place - 1] if place else 0.0) - slack <= target <= edges[place] + slack
 
 
+@pytest.mark.parametrize("candidates", [1, 3, 20])
+def test_looking_at_few_candidates_first_changes_nothing(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(8, 60)
+    choices = [{"top_p": 0.3}, {"top_p": 0.99}, {"top_k": 5}, {"top_k": 40, "top_p": 0.9}, {"min_p": 0.01}, {}]
+    rows = [row(SamplingParams(seed=seed, temperature=1.5, **choices[seed % 6])) for seed in range(60)]  # type: ignore[arg-type]
+    whole = sample(logits, rows)
+    monkeypatch.setattr("puna.pipelines.sampling._CANDIDATES", candidates)
+    assert sample(logits, rows) == whole
+
+
 def test_frequencies_follow_the_probabilities() -> None:
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], dtype=np.float32))
     rows = [row(SamplingParams(seed=11), [0] * length) for length in range(1, 8001)]

@@ -27,6 +27,7 @@ Float64Array: TypeAlias = npt.NDArray[np.float64]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 _UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 
+_CANDIDATES: Final = 1024
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _SHIFT: Final = np.uint64(32)
 
@@ -183,17 +184,15 @@ def _draw(logits: Float32Array, params: Sequence[SamplingParams], uniforms: Floa
     In the order of falling probability, every filter keeps a beginning of the row; so all of them together are one
     count.
     """
-    num_rows, vocabulary = logits.shape
+    vocabulary = logits.shape[1]
     temperature = np.array([item.temperature for item in params])[:, None]
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to minus infinity, as it should
         scaled = (logits.astype(np.float64) - logits.max(axis=1, keepdims=True)) / temperature
     weights = np.exp(scaled)
     if any(item.top_k > 0 or item.top_p < 1 or item.min_p > 0 for item in params):
-        ordered = -np.sort(-scaled, axis=1)
-        counts = _count_kept(np.exp(ordered), params)
-        threshold = ordered[np.arange(num_rows), counts - 1][:, None]
-        above = scaled > threshold
-        ties = scaled == threshold
+        threshold, counts = _cut(scaled, weights, params)
+        above = scaled > threshold[:, None]
+        ties = scaled == threshold[:, None]
         ties &= np.cumsum(ties, axis=1) <= (counts - above.sum(axis=1))[:, None]
         weights[~(above | ties)] = 0.0
     cumulated = np.cumsum(weights, axis=1)
@@ -203,19 +202,50 @@ def _draw(logits: Float32Array, params: Sequence[SamplingParams], uniforms: Floa
     return np.asarray(np.minimum((cumulated <= target).sum(axis=1), last_with_weight), dtype=np.int64)
 
 
-def _count_kept(weights: Float64Array, params: Sequence[SamplingParams]) -> Int64Array:
-    """How many tokens top-k, min-p and top-p leave, at least 1, int64 `[B]`.
+def _cut(
+    scaled: Float64Array, weights: Float64Array, params: Sequence[SamplingParams]
+) -> tuple[Float64Array, Int64Array]:
+    """Where the filters cut each row: the least logit that stays, float64 `[B]`, and how many tokens stay, int64 `[B]`.
+
+    The likeliest tokens are nearly always enough to tell; a row for which they are not is sorted whole. Which of the
+    two happens depends on the row alone.
+    """
+    num_rows, vocabulary = scaled.shape
+    threshold, counts = np.empty(num_rows), np.empty(num_rows, dtype=np.int64)
+    open_rows = np.arange(num_rows)
+    for width in (min(_CANDIDATES, vocabulary), vocabulary):
+        chosen = [params[int(row)] for row in open_rows]
+        lowest, kept, decided = _cut_within(scaled[open_rows], weights[open_rows], chosen, width)
+        threshold[open_rows[decided]], counts[open_rows[decided]] = lowest[decided], kept[decided]
+        open_rows = open_rows[~decided]
+        if not open_rows.size:
+            break
+    return threshold, counts
+
+
+def _cut_within(
+    scaled: Float64Array, weights: Float64Array, params: Sequence[SamplingParams], width: int
+) -> tuple[Float64Array, Int64Array, npt.NDArray[np.bool_]]:
+    """As `_cut`, from the `width` likeliest tokens of each row; the third array tells for which rows they are enough.
 
     Args:
-        weights: exp(logit - maximum) in falling order, float64 `[B, V]`: the first is 1.
+        scaled: Logits over temperature less their maximum, float64 `[B, V]`.
+        weights: Their exponentials: the largest is 1.
         params: One entry per row.
+        width: How many tokens are looked at.
     """
-    num_rows, vocabulary = weights.shape
+    num_rows, vocabulary = scaled.shape
+    ordered = -np.sort(np.partition(-scaled, width - 1, axis=1)[:, :width], axis=1)
     top_k = np.array([item.top_k if item.top_k > 0 else vocabulary for item in params], dtype=np.int64)
     min_p = np.array([item.min_p for item in params])[:, None]
     top_p = np.array([item.top_p for item in params])
     counts = np.minimum(np.minimum(top_k, vocabulary), (weights >= min_p).sum(axis=1))
-    cumulated = np.cumsum(weights, axis=1)
-    total = cumulated[np.arange(num_rows), counts - 1]
+    rows = np.arange(num_rows)
+    cumulated = np.cumsum(np.exp(ordered), axis=1)
+    all_stay = counts == vocabulary
+    known = all_stay | (counts <= width)
+    total = np.where(all_stay, weights.sum(axis=1), cumulated[rows, np.minimum(counts, width) - 1])
     enough = (cumulated < (top_p * total)[:, None]).sum(axis=1) + 1
-    return np.asarray(np.where(top_p < 1, np.minimum(counts, enough), counts), dtype=np.int64)
+    counts = np.where(top_p < 1, np.minimum(counts, enough), counts)
+    lowest = np.where(counts == vocabulary, -np.inf, ordered[rows, np.minimum(counts, width) - 1])
+    return lowest, counts, known & ((counts <= width) | (counts == vocabulary))
