@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from puna._native import supported_variants
 
+from puna._native import supported_variants
 from puna.driver import Buffer
 from puna.nn.kv_cache import increment_cache_lengths
 from puna.nn.transformer import ReturnHiddenStates, ReturnLogits

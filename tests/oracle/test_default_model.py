@@ -18,13 +18,13 @@ pytestmark = pytest.mark.oracle
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 TEXTS = (
     "The lighthouse keeper counted the ships that passed each evening and wrote their names in a ledger bound in green "
-    "cloth. In forty years he had filled eleven such ledgers, and nobody had ever asked to read one. When the light was "
-    "made automatic he carried them down the hill in a wheelbarrow, sat on the harbour wall and began to read aloud.",
-    "def merge(left, right):\n    result = []\n    while left and right:\n        smaller = left if left[0] <= right[0] "
-    "else right\n        result.append(smaller.pop(0))\n    return result + left + right\n\n# merge([1, 4], [2, 3]) is",
-    "Photosynthesis turns light into chemical energy. In plants it happens in the chloroplasts, where chlorophyll absorbs"
-    " mostly red and blue light; the green that is left over is what we see. Water is split, oxygen is given off, and the"
-    " energy that was gained builds sugar from carbon dioxide.",
+    "cloth. In forty years he had filled eleven such ledgers, and nobody had ever asked to read one. When the light "
+    "was made automatic he carried them down the hill in a wheelbarrow, sat on the harbour wall and began to read.",
+    "def merge(left, right):\n    result = []\n    while left and right:\n        lower = left if left[0] <= right[0] "
+    "else right\n        result.append(lower.pop(0))\n    return result + left + right\n\n# merge([1, 4], [2]) is",
+    "Photosynthesis turns light into chemical energy. In plants it happens in the chloroplasts, where chlorophyll "
+    "absorbs mostly red and blue light; the green that is left over is what we see. Water is split, oxygen is given "
+    "off, and the energy that was gained builds sugar from carbon dioxide.",
 )
 PROMPTS = (
     "The capital of France is",

@@ -28,7 +28,7 @@ __all__ = [
 RowClass: TypeAlias = Literal["T", "B", "R"]
 """How many rows a buffer has: tokens of the step, requests, or rows of `gather_variable`."""
 BufferKind: TypeAlias = Literal["f32", "a8", "a8x2"]
-"""float32; 8-bit codes with a scale and a sum per block of 32; two rows of codes, the second of what the first leave."""
+"""float32; codes of 8 bits, a scale and a sum per 32; or two rows of codes, the second of what the first leave."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
