@@ -9,6 +9,9 @@
 namespace puna {
 namespace {
 
+// Of a step whose token ids nobody asks for, so that no array bounds their number.
+constexpr int64_t kMaxTokens = int64_t{1} << 24;
+
 constexpr const char* kInputNames[] = {"tokens",        "input_row_offsets", "return_n_logits", "kv_blocks",
                                        "cache_lengths", "lookup_table",      "max_lengths",     "request_lengths"};
 
@@ -91,6 +94,8 @@ void Step::bind_tokens(const Needs& needs, const Inputs& inputs) {
         invalid("input 'tokens' holds ", id, " at ", t, "; the embedding has ", needs.vocabulary, " rows");
       }
     }
+  } else if (T > kMaxTokens) {
+    invalid("input 'input_row_offsets' gives ", T, " tokens; the most is ", kMaxTokens);
   }
 
   n = 0;

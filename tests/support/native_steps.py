@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,3 +123,69 @@ def attend(q: Array, keys: Array, values: Array, positions: Array, *, scale: flo
 def bits(array: Array) -> bytes:
     """The bytes of an array, for comparisons that tell -0 from 0."""
     return np.ascontiguousarray(array).tobytes()
+
+
+class Rig:
+    """A program whose tokens are the rows of a matrix: instructions under test read what they hold from buffer `x`.
+
+    Args:
+        x: float32 `[T, width]`, what the rows of `x` are.
+        variant: Which kernels.
+    """
+
+    def __init__(self, x: Array, variant: str) -> None:
+        self.rows, width = x.shape
+        self.program = _native.Program(variant)
+        self.x = self.program.buffer("T", 4 * width)
+        self._outputs: list[tuple[str, int]] = []
+        table = np.ascontiguousarray(x, np.float32) if self.rows else np.zeros((1, width), np.float32)
+        matrix = _native.PackedMatrix("F32", table, max(self.rows, 1), width, threads=1)
+        self.emit("embed", weight=self.program.weight(matrix), out=self.x, scale=1.0)
+
+    def buffer(self, width: int, rows: str = "T") -> int:
+        """A float32 buffer."""
+        return self.program.buffer(rows, 4 * width)  # type: ignore[arg-type]
+
+    def codes(self, width: int) -> int:
+        """An int8 buffer with rows T."""
+        return self.program.buffer("T", _native.a8_row_bytes(width))
+
+    def vector(self, values: Array | None) -> int:
+        """A weight vector, -1 for None."""
+        return -1 if values is None else self.program.weight(np.ascontiguousarray(values, np.float32))
+
+    def emit(self, op: str, **fields: object) -> None:
+        """Append an instruction."""
+        self.program.emit(op, **fields)
+
+    def output(self, buffer: int, width: int, rows: str = "T", col: int = 0) -> None:
+        """Return these columns."""
+        index = len(self._outputs)
+        self.emit("copy_out", x=buffer, col=col, width=width, output=index, out_col=0, rows=rows)
+        self._outputs.append((rows, width))
+
+    def run(self, inputs: Mapping[str, Array] | None = None, threads: int = 1) -> list[Array]:
+        """Finish the program where that was not done yet, execute it, and return the outputs."""
+        if not self._finished:
+            self.program.finish()
+            self._finished = True
+        given = {"input_row_offsets": np.array([0, self.rows], np.uint32), **(inputs or {})}
+        batch = len(given["input_row_offsets"]) - 1
+        count = int(given["return_n_logits"][0]) if "return_n_logits" in given else 0
+        sizes = {"T": self.rows, "B": batch, "R": batch * count}
+        outputs = [np.full((sizes[rows], width), np.nan, np.float32) for rows, width in self._outputs]
+        self.program.execute({"tokens": np.arange(self.rows, dtype=np.int64), **given}, outputs, threads)
+        return outputs
+
+    _finished = False
+
+
+def random_rows(rows: int, width: int, seed: int = 0) -> Array:
+    """Gaussian rows with a few large and a few tiny values; row r is the same whatever the number of rows."""
+    out = np.empty((rows, width), np.float32)
+    for row in range(rows):
+        generator = np.random.default_rng((seed, row))
+        out[row] = generator.standard_normal(width, dtype=np.float32)
+        out[row, generator.integers(width, size=max(1, width // 50))] *= np.float32(30)
+        out[row, generator.integers(width, size=max(1, width // 50))] *= np.float32(1e-6)
+    return out
