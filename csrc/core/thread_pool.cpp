@@ -100,7 +100,7 @@ void ThreadPool::run(int threads, const std::function<void(int, Barrier&)>& task
   task_ = &task;
   for (int i = 0; i < threads - 1; ++i) {
     Worker& worker = *workers_[static_cast<size_t>(i)];
-    worker.ticket.fetch_add(1, std::memory_order_acq_rel);
+    worker.ticket.fetch_add(1, std::memory_order_seq_cst);
     wake_all(worker.ticket, worker.sleepers);
   }
   const FlushSubnormals flush;

@@ -18,7 +18,7 @@ inline constexpr int kMaxThreads = 1024;
 // the run: the last thread to arrive still touches it after the others have left.
 class Barrier {
  public:
-  // For the next run. No thread may be on its way to `meet`.
+  // For the next run, once all threads have arrived in the last one's final `meet`.
   void prepare(int threads, Patience patience) {
     threads_ = static_cast<uint32_t>(threads);
     patience_ = patience;
@@ -26,14 +26,17 @@ class Barrier {
   Patience patience() const { return patience_; }
 
   void meet() {
-    if (threads_ == 1) return;
+    // Read before arriving: afterwards the run may be over and the next one be prepared.
+    const uint32_t threads = threads_;
+    const Patience patience = patience_;
+    if (threads == 1) return;
     const uint32_t round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
       arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
+      round_.store(round + 1, std::memory_order_seq_cst);
       wake_all(round_, sleepers_);
     } else {
-      wait_while_equal(round_, round, sleepers_, patience_);
+      wait_while_equal(round_, round, sleepers_, patience);
     }
   }
 

@@ -22,7 +22,7 @@ enum class Patience : uint8_t { spin, yield };
 void wait_while_equal(const std::atomic<uint32_t>& value, uint32_t old, std::atomic<uint32_t>& sleepers,
                       Patience patience);
 
-// Wakes the sleepers of `value`, which has been changed before.
+// Wakes the sleepers of `value`, which has been changed before, sequentially consistent.
 void wake_all(const std::atomic<uint32_t>& value, const std::atomic<uint32_t>& sleepers);
 
 }  // namespace puna
