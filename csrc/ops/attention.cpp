@@ -246,9 +246,10 @@ PUNA_INLINE bool is_seen(const AttentionArgs& args, int64_t position, int64_t sp
   return seen.begin < seen.end;
 }
 
-// One block of one KV head: the queries from `first` on.
+// One block of one KV head: the queries from `first` on. Asks for the positions `next` a few at a time meanwhile: a
+// processor waits for few lines at once.
 void walk_block(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch,
-                int64_t kv_head, Range positions, int64_t first, float* states) {
+                int64_t kv_head, Range positions, Range next, int64_t first, float* states) {
   switch (args.kv.type) {
     case KvType::f32:
       load_block<KvType::f32>(args, tile, shape, kv_head, positions, scratch);
@@ -261,18 +262,32 @@ void walk_block(const AttentionArgs& args, const AttentionTile& tile, const Shap
       break;
   }
   const int64_t block = positions.begin / kBlock * kBlock;
+  const int64_t pieces = 2 * tile.rows * shape.group;
+  int64_t piece = 0;
+  const auto ask = [&]() __attribute__((always_inline)) {
+    const int64_t begin = block + kBlock + kBlock * piece / pieces;
+    ++piece;
+    prefetch(args, tile, kv_head, intersect(next, {begin, block + kBlock + kBlock * piece / pieces}));
+  };
   for (int64_t row = 0; row < tile.rows; ++row) {
     Range seen = intersect(seen_by(args, tile.position + row), positions);
     if (seen.begin >= seen.end) continue;
     seen = {seen.begin - block, seen.end - block};
     int64_t query = first + row * shape.group;
     const int64_t end = query + shape.group;
-    for (int64_t q = query; q < end; ++q) score(args, shape, scratch, q, seen);
+    for (int64_t q = query; q < end; ++q) {
+      ask();
+      score(args, shape, scratch, q, seen);
+    }
     for (int64_t q = query; q < end; ++q) weigh(scratch, q, states + q * shape.state);
     for (; query + kQueries <= end; query += kQueries) {
+      for (int i = 0; i < kQueries; ++i) ask();
       accumulate<kQueries>(shape, scratch, query, seen, states + query * shape.state);
     }
-    for (; query < end; ++query) accumulate<1>(shape, scratch, query, seen, states + query * shape.state);
+    for (; query < end; ++query) {
+      ask();
+      accumulate<1>(shape, scratch, query, seen, states + query * shape.state);
+    }
   }
 }
 
@@ -291,9 +306,8 @@ void walk_split(const AttentionArgs& args, const AttentionTile& tile, const Shap
     const Range positions = intersect({block, block + kBlock}, of_tile);
     const Range next = intersect({block + kBlock, block + 2 * kBlock}, of_tile);
     for (int64_t kv_head = tile.kv_head_begin; kv_head < tile.kv_head_end; ++kv_head) {
-      prefetch(args, tile, kv_head, next);
       const int64_t first = (kv_head - tile.kv_head_begin) * tile.rows * shape.group;
-      walk_block(args, tile, shape, scratch, kv_head, positions, first, states);
+      walk_block(args, tile, shape, scratch, kv_head, positions, next, first, states);
     }
   }
 }
