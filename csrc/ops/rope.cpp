@@ -3,22 +3,44 @@
 // A pair (x, y) becomes (x cos - y sin, x sin + y cos), each product and sum rounded by itself.
 #include "ops/kernels.h"
 
+#include "simd/pairs.h"
+
 namespace puna::PUNA_NS {
 namespace {
 
+constexpr int64_t kMaxHeadDim = 1024;
+
+// The angles of a row as a head needs them.
+struct Angles {
+  const float* cosine;  // [half]
+  const float* sine;
+  // For interleaved pairs: each cosine twice, and each sine with a minus and a plus, so that
+  // x * cosines + (the other of the pair) * sines is the rotation, rounded as the separate formulas are.
+  float cosines[kMaxHeadDim];
+  float sines[kMaxHeadDim];
+};
+
+void spread(Angles& angles, int64_t half) {
+  for (int64_t j = 0; j < half; ++j) {
+    angles.cosines[2 * j] = angles.cosines[2 * j + 1] = angles.cosine[j];
+    angles.sines[2 * j] = -angles.sine[j];
+    angles.sines[2 * j + 1] = angles.sine[j];
+  }
+}
+
 // `out` may be `x`.
-void rotate_head(const float* x, float* out, const float* cosine, const float* sine, int64_t half, bool interleaved) {
+void rotate_head(const float* x, float* out, const Angles& angles, int64_t half, bool interleaved) {
   if (interleaved) {
-    for (int64_t j = 0; j < half; ++j) {
-      const float a = x[2 * j], b = x[2 * j + 1];
-      out[2 * j] = a * cosine[j] - b * sine[j];
-      out[2 * j + 1] = a * sine[j] + b * cosine[j];
-    }
+    for_columns(2 * half, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      const f32x16 v = load_lanes(x + c, lanes);
+      const f32x16 turned = mul(swap_pairs(v), load_lanes(angles.sines + c, lanes));
+      store_lanes(out + c, add(mul(v, load_lanes(angles.cosines + c, lanes)), turned), lanes);
+    });
     return;
   }
   for_columns(half, [&](int64_t c, int lanes) __attribute__((always_inline)) {
     const f32x16 a = load_lanes(x + c, lanes), b = load_lanes(x + half + c, lanes);
-    const f32x16 cos = load_lanes(cosine + c, lanes), sin = load_lanes(sine + c, lanes);
+    const f32x16 cos = load_lanes(angles.cosine + c, lanes), sin = load_lanes(angles.sine + c, lanes);
     store_lanes(out + c, sub(mul(a, cos), mul(b, sin)), lanes);
     store_lanes(out + half + c, add(mul(a, sin), mul(b, cos)), lanes);
   });
@@ -41,20 +63,20 @@ void store_kv(const float* x, uint8_t* target, int64_t count, KvType type) {
   });
 }
 
-constexpr int64_t kMaxHeadDim = 1024;
-
 }  // namespace
 
 void rope_kv(const RopeKvArgs& args, int64_t row_begin, int64_t row_end) {
   const int64_t half = args.rot_dim / 2, dim = args.head_dim;
   const int64_t element_bytes = args.kv.type == KvType::f32 ? 4 : 2;
+  Angles angles;
   for (int64_t row = row_begin; row < row_end; ++row) {
     float* x = args.x + row * args.ldx;
-    const float* cosine = args.angles + row * args.ld_angles;
-    const float* sine = cosine + half;
+    angles.cosine = args.angles + row * args.ld_angles;
+    angles.sine = angles.cosine + half;
+    if (args.interleaved) spread(angles, half);
     for (int64_t head = 0; head < args.num_heads; ++head) {
       float* q = x + args.q_col + head * dim;
-      rotate_head(q, q, cosine, sine, half, args.interleaved);
+      rotate_head(q, q, angles, half, args.interleaved);
     }
     const int64_t position = args.position_of[row];
     const int64_t page = args.kv.table[args.request_of[row] * args.kv.table_stride + position / args.kv.page_size];
@@ -62,7 +84,7 @@ void rope_kv(const RopeKvArgs& args, int64_t row_begin, int64_t row_end) {
     for (int64_t head = 0; head < args.num_kv_heads; ++head) {
       const float* k = x + args.k_col + head * dim;
       float rotated[kMaxHeadDim];
-      rotate_head(k, rotated, cosine, sine, half, args.interleaved);
+      rotate_head(k, rotated, angles, half, args.interleaved);
       memcpy(rotated + args.rot_dim, k + args.rot_dim, static_cast<size_t>(dim - args.rot_dim) * sizeof(float));
       store_kv(rotated, args.kv.keys + (slot + head * dim) * element_bytes, dim, args.kv.type);
     }

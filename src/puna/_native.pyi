@@ -155,7 +155,7 @@ class Program:
     """Instructions over an arena of buffers, executed in one call by all threads.
 
     Buffers, weights and rope specifications are declared first, then subprograms, then the main program is emitted;
-    `finish` checks everything and freezes it. Instructions and their fields are described in docs/architecture.md.
+    `finish` checks everything and freezes it. Instructions and their fields are described in docs/program.md.
 
     Args:
         variant: One of `supported_variants()`.
