@@ -1,49 +1,32 @@
-// Replays recorded kernel cases on every variant that this machine can run, with one and with several threads, and
-// compares bit by bit. No Python is needed, so that sanitizers and emulated machines run the same cases.
+// Replays recorded kernel cases on every variant that this machine can run and compares bit by bit: single kernels
+// against the ends of their operands, programs with one and with several threads. No Python is needed, so that
+// sanitizers and emulated machines run the same cases.
 //
 //   puna_replay DIRECTORY [VARIANT…]
 //
 // Exit status: 0 when everything that could run gave the recorded bits, 1 when not, 2 for wrong arguments.
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <exception>
 #include <filesystem>
 
-#include "case_file.h"
 #include "core/variants.h"
+#include "exercises.h"
+#include "kernel_calls.h"
+#include "program_case.h"
 
 namespace puna::replay {
 namespace {
 
 constexpr int kThreads[] = {1, 2, 5};
 
-bool is_equal(const std::string& where, const std::vector<uint8_t>& found, const std::vector<uint8_t>& wanted) {
-  const auto [a, b] = std::mismatch(found.begin(), found.end(), wanted.begin(), wanted.end());
-  if (a == found.end() && b == wanted.end()) return true;
-  std::printf("  %s differs from byte %td of %zu on\n", where.c_str(), a - found.begin(), wanted.size());
-  return false;
-}
-
-bool run_case(const Case& recorded, const KernelTable& kernels, int threads) {
-  const std::unique_ptr<Program> program = build_program(recorded, kernels);
-  std::map<std::string, RecordedArray> held = recorded.inputs;
-  Inputs inputs;
-  for (auto& [name, array] : held) inputs.emplace(name, ArrayView{array.bytes.data(), array.type, array.shape});
-  std::vector<std::vector<uint8_t>> results;
-  std::vector<ArrayView> outputs;
-  for (const RecordedArray& wanted : recorded.outputs) {
-    results.emplace_back(wanted.bytes.size(), uint8_t{0xff});
-    outputs.push_back({results.back().data(), wanted.type, wanted.shape});
+struct Count {
+  int good = 0, all = 0;
+  void add(bool is_good) {
+    good += is_good;
+    ++all;
   }
-  program->execute(inputs, outputs, threads);
-  bool is_good = true;
-  for (size_t i = 0; i < results.size(); ++i) {
-    is_good &= is_equal("output " + std::to_string(i), results[i], recorded.outputs[i].bytes);
-  }
-  for (const auto& [name, wanted] : recorded.after) is_good &= is_equal(name, held.at(name).bytes, wanted.bytes);
-  return is_good;
-}
+};
 
 std::vector<Case> read_cases(const std::string& directory) {
   std::vector<std::string> paths;
@@ -56,6 +39,33 @@ std::vector<Case> read_cases(const std::string& directory) {
   return cases;
 }
 
+// Whether everything ran as recorded on this variant.
+bool replay_variant(const std::vector<Case>& cases, const std::string& variant) {
+  const KernelTable& kernels = kernels_of(variant);
+  Count calls, programs;
+  for (const Case& recorded : cases) {
+    for (const Words& words : recorded.calls) {
+      const Call call(recorded, words);
+      const bool is_good = run_call(call, kernels);
+      if (!is_good) std::printf("%-7s FAILED: %s\n", variant.c_str(), call.where().c_str());
+      calls.add(is_good);
+    }
+    if (!recorded.calls.empty()) continue;
+    bool is_good = true;
+    for (const int threads : kThreads) is_good &= run_program(recorded, kernels, threads);
+    if (!is_good) std::printf("%-7s FAILED: %s\n", variant.c_str(), recorded.name.c_str());
+    programs.add(is_good);
+  }
+  std::printf("%-7s kernel calls %d of %d, programs %d of %d have the recorded bits\n", variant.c_str(), calls.good,
+              calls.all, programs.good, programs.all);
+  return calls.good == calls.all && programs.good == programs.all;
+}
+
+bool report(const char* what, bool is_good) {
+  std::printf("%s: %s\n", what, is_good ? "good" : "FAILED");
+  return is_good;
+}
+
 int replay_all(const std::string& directory, std::vector<std::string> variants) {
   const std::vector<Case> cases = read_cases(directory);
   if (cases.empty()) {
@@ -64,26 +74,18 @@ int replay_all(const std::string& directory, std::vector<std::string> variants) 
   }
   const std::vector<std::string> supported = supported_variants();
   if (variants.empty()) variants = compiled_variants();
-  int failures = 0;
+  bool is_good = true;
   for (const std::string& variant : variants) {
     if (std::find(supported.begin(), supported.end(), variant) == supported.end()) {
       std::printf("%-7s not run: this machine does not have it\n", variant.c_str());
       continue;
     }
-    int good = 0;
-    for (const Case& recorded : cases) {
-      for (const int threads : kThreads) {
-        if (run_case(recorded, kernels_of(variant), threads)) {
-          ++good;
-        } else {
-          ++failures;
-          std::printf("%-7s FAILED: %s with %d threads\n", variant.c_str(), recorded.name.c_str(), threads);
-        }
-      }
-    }
-    std::printf("%-7s %d of %zu runs have the recorded bits\n", variant.c_str(), good, cases.size() * std::size(kThreads));
+    is_good &= replay_variant(cases, variant);
   }
-  return failures == 0 ? 0 : 1;
+  is_good &= report("threads that meet", exercise_pool());
+  is_good &= report("programs side by side", exercise_programs(cases));
+  is_good &= report("a file that is cut while mapped", exercise_mapped_file());
+  return is_good ? 0 : 1;
 }
 
 }  // namespace
