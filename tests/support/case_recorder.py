@@ -1,11 +1,12 @@
-"""Writes a program, the inputs of a step and the bits that it gives to a file that csrc/tests/replay.cpp replays.
+"""Reads and writes the files that csrc/tests/replay.cpp replays: programs with their bits, and calls of single kernels.
 
-The format of the files is described in csrc/tests/case_file.h.
+The format is described in csrc/tests/case_file.h.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,84 @@ Array = NDArray[Any]
 _WRITTEN_TO = "kv_blocks"
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of a kernel: operands, and the bits of what it gives.
+
+    Attributes:
+        op: Its name.
+        fields: Integers, floats, flags, texts, lists of integers, and float32 or uint8 arrays (flat when read).
+    """
+
+    op: str
+    fields: dict[str, Any]
+
+
+class _Data:
+    """The bytes behind the lines of a file; what is there already is not written again."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self._places: dict[bytes, int] = {}
+
+    def blob(self, array: Array) -> str:
+        content = np.ascontiguousarray(array).tobytes()
+        begin = self._places.setdefault(content, len(self.content))
+        if begin == len(self.content):
+            self.content += content
+        return f"{begin}+{len(content)}"
+
+    def line(self, words: str, fields: Mapping[str, object]) -> str:
+        return " ".join([words, *(f"{name}={self._value(value)}" for name, value in fields.items())])
+
+    def _value(self, value: object) -> str:
+        if isinstance(value, bool):
+            return f"b:{int(value)}"
+        if isinstance(value, int):
+            return f"i:{value}"
+        if isinstance(value, float):
+            return f"f:{value.hex()}"
+        if isinstance(value, str):
+            return f"s:{value}"
+        if isinstance(value, np.ndarray):
+            return f"{'u' if value.dtype == np.uint8 else 'a'}:{self.blob(value)}"
+        assert isinstance(value, list)
+        return "l:" + ",".join(map(str, value))
+
+    def save(self, path: Path, lines: list[str]) -> None:
+        text = "\n".join([*lines, f"data {len(self.content)}", ""])
+        path.write_bytes(text.encode() + bytes(self.content))
+
+
+def write_calls(path: Path, calls: list[Call]) -> None:
+    """Write calls of kernels to a file."""
+    data = _Data()
+    data.save(path, [data.line(f"kernel {call.op}", call.fields) for call in calls])
+
+
+def read_calls(path: Path) -> list[Call]:
+    """The calls of a file; none when it holds a program."""
+    text, _, rest = path.read_bytes().partition(b"\ndata ")
+    data = rest.partition(b"\n")[2]
+    calls = []
+    for line in text.decode().splitlines():
+        word, *words = line.split(" ")
+        if word == "kernel":
+            pairs = (field.split("=", 1) for field in words[1:])
+            calls.append(Call(words[0], {name: _parsed(value, data) for name, value in pairs}))
+    return calls
+
+
+def _parsed(text: str, data: bytes) -> Any:
+    kind, value = text[0], text[2:]
+    if kind in "au":
+        begin, size = map(int, value.split("+"))
+        return np.frombuffer(data[begin : begin + size], np.float32 if kind == "a" else np.uint8)
+    if kind == "l":
+        return [int(part) for part in value.split(",")]
+    return {"i": int, "f": float.fromhex, "b": "1".__eq__, "s": str}[kind](value)
+
+
 class CaseRecorder:
     """A program that is built and written down at the same time.
 
@@ -29,7 +108,7 @@ class CaseRecorder:
     def __init__(self, variant: str) -> None:
         self.program = _native.Program(variant)
         self._lines: list[str] = []
-        self._data = bytearray()
+        self._data = _Data()
 
     def buffer(self, width: int, rows: str = "T") -> int:
         """A float32 buffer of `width` columns."""
@@ -46,18 +125,18 @@ class CaseRecorder:
     def matrix(self, format: str, data: Array, rows: int, cols: int, *, precision: str = "auto") -> int:
         """A packed matrix as weight."""
         full = "full" if precision == "float32" else "auto"
-        self._lines.append(f"matrix {format} {rows} {cols} {full} {self._blob(data)}")
+        self._lines.append(f"matrix {format} {rows} {cols} {full} {self._data.blob(data)}")
         return self.program.weight(_native.PackedMatrix(format, data, rows, cols, precision, 1))
 
     def vector(self, values: Array) -> int:
         """A vector of float32 as weight."""
         values = values.astype(np.float32)
-        self._lines.append(f"vector {self._blob(values)}")
+        self._lines.append(f"vector {self._data.blob(values)}")
         return self.program.weight(values)
 
     def rope(self, kind: str, parameters: Mapping[str, object]) -> int:
         """A rope specification."""
-        self._lines.append(f"rope {kind} {self._fields(parameters)}")
+        self._lines.append(self._data.line(f"rope {kind}", parameters))
         return self.program.rope(kind, parameters)
 
     def begin_sub(self, name: str) -> None:
@@ -72,7 +151,7 @@ class CaseRecorder:
 
     def emit(self, op: str, **fields: object) -> None:
         """Append an instruction."""
-        self._lines.append(f"emit {op} {self._fields(fields)}")
+        self._lines.append(self._data.line(f"emit {op}", fields))
         self.program.emit(op, **fields)
 
     def save(self, path: Path, inputs: Mapping[str, Array], outputs: list[Array]) -> None:
@@ -83,43 +162,16 @@ class CaseRecorder:
         self.program.finish()
         self.program.execute(inputs, outputs, 1)
         for output in outputs:
-            assert output.dtype.kind != "f" or np.isfinite(output).all(), "NaN has other bits on other machines"
             self._lines.append(f"output {self._array(output)}")
         if _WRITTEN_TO in inputs:
             now = np.frombuffer(inputs[_WRITTEN_TO].tobytes(), np.uint8)
             for begin, end in _ranges(np.flatnonzero(now != before[_WRITTEN_TO])):
-                self._lines.append(f"change {_WRITTEN_TO} {begin} {self._blob(now[begin:end])}")
-        self._lines.append(f"data {len(self._data)}")
-        path.write_bytes("\n".join([*self._lines, ""]).encode() + bytes(self._data))
-
-    def _blob(self, array: Array) -> str:
-        content = np.ascontiguousarray(array).tobytes()
-        begin = self._data.find(content) if len(content) > 16 else -1
-        if begin < 0:
-            begin = len(self._data)
-            self._data += content
-        return f"{begin}+{len(content)}"
+                self._lines.append(f"change {_WRITTEN_TO} {begin} {self._data.blob(now[begin:end])}")
+        self._data.save(path, self._lines)
 
     def _array(self, array: Array) -> str:
         name = "bfloat16" if array.dtype == ml_dtypes.bfloat16 else array.dtype.name
-        return f"{name} {'x'.join(map(str, array.shape))} {self._blob(array)}"
-
-    def _fields(self, fields: Mapping[str, object]) -> str:
-        return " ".join(f"{name}={self._value(value)}" for name, value in fields.items())
-
-    def _value(self, value: object) -> str:
-        if isinstance(value, bool):
-            return f"b:{int(value)}"
-        if isinstance(value, int):
-            return f"i:{value}"
-        if isinstance(value, float):
-            return f"f:{value.hex()}"
-        if isinstance(value, str):
-            return f"s:{value}"
-        if isinstance(value, np.ndarray):
-            return f"a:{self._blob(value.astype(np.float32))}"
-        assert isinstance(value, list)
-        return "l:" + ",".join(map(str, value))
+        return f"{name} {'x'.join(map(str, array.shape))} {self._data.blob(array)}"
 
 
 def _ranges(indices: Array) -> list[tuple[int, int]]:
