@@ -7,81 +7,44 @@
 //   l    = fma(l, c, reduce_add(p[0..15] + p[16..31]))   positions that are not seen count as p = 0
 //   acc  = acc * c, then fma(p[j], v[j], acc) for each seen j, ascending
 // and splits are combined by attention_combine. Rows share a tile only to read keys and values once for all of them.
-#include "ops/kernels.h"
-
-#include "simd/reduce16.h"
+#include "ops/attention_block.h"
 
 namespace puna::PUNA_NS {
 namespace {
-
-constexpr int64_t kBlock = kAttentionBlock;
-// Positions whose products fit into the registers, and queries whose sums do.
-constexpr int kPositions = kParts == 1 ? 16 : 4;
-constexpr int kQueries = kParts == 1 ? 2 : 1;
-
-// What the functions below share about one call.
-struct Shape {
-  int64_t group;    // query heads of a KV head
-  int64_t vectors;  // of 16 elements in a head, the last one padded with zeros
-  int64_t padded;   // 16 * vectors
-  int64_t state;    // floats of a state
-};
-
-Shape shape_of(const AttentionArgs& args) {
-  const int64_t vectors = (args.head_dim + 15) / 16;
-  return {args.num_heads / args.num_kv_heads, vectors, 16 * vectors, attention_state_floats(args.head_dim)};
-}
-
-// The parts of a thread's scratch memory.
-struct Scratch {
-  float* keys;     // [32][padded]
-  float* values;   // [32][padded]
-  float* queries;  // [queries][padded]
-  float* weights;  // [queries][32]
-  float* factors;  // [queries]: what the sums so far are multiplied with
-  float* split;    // [queries] states
-};
-
-Scratch divide_scratch(float* scratch, const Shape& shape, int64_t queries) {
-  Scratch s;
-  s.keys = scratch;
-  s.values = s.keys + kBlock * shape.padded;
-  s.queries = s.values + kBlock * shape.padded;
-  s.weights = s.queries + queries * shape.padded;
-  s.factors = s.weights + queries * kBlock;
-  s.split = s.factors + (queries + 15) / 16 * 16;
-  return s;
-}
-
-// A half-open range of positions.
-struct Range {
-  int64_t begin, end;
-};
 
 PUNA_INLINE Range seen_by(const AttentionArgs& args, int64_t position) {
   const int64_t begin = args.window > 0 && position + 1 > args.window ? position + 1 - args.window : 0;
   return {begin, position + 1};
 }
 
-PUNA_INLINE Range intersect(Range a, Range b) {
-  return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
-}
+// Positions of one block, and where their keys begin in kv.keys (and values in kv.values): elements of KV head 0, by
+// place. Places that are not there have those of one that is.
+struct Block {
+  Range positions;
+  int64_t elements[kBlock];
 
-// Calls f(position, element) for the positions of a range; the keys of a position and a KV head begin `element` elements
-// after kv.keys, its values after kv.values.
-template <typename F>
-PUNA_INLINE void for_positions(const AttentionArgs& args, const AttentionTile& tile, int64_t kv_head, Range positions,
-                               F f) {
+  Range places() const {
+    const int64_t begin = positions.begin / kBlock * kBlock;
+    return {positions.begin - begin, positions.end - begin};
+  }
+};
+
+void locate(const AttentionArgs& args, const AttentionTile& tile, Range positions, Block& block) {
   const KvView& kv = args.kv;
   const uint32_t* pages = kv.table + tile.request * kv.table_stride;
-  int64_t position = positions.begin;
-  while (position < positions.end) {
-    const int64_t page = position / kv.page_size, slot = position - page * kv.page_size;
-    const int64_t page_end = (page + 1) * kv.page_size;
+  block.positions = positions;
+  int64_t element = 0;
+  for (int64_t position = positions.begin; position < positions.end;) {
+    const int64_t page = position / kv.page_size, page_end = (page + 1) * kv.page_size;
     const int64_t end = page_end < positions.end ? page_end : positions.end;
-    int64_t element = pages[page] * kv.page_stride + slot * kv.slot_stride + kv_head * args.head_dim;
-    for (; position < end; ++position, element += kv.slot_stride) f(position, element);
+    element = pages[page] * kv.page_stride + (position - page * kv.page_size) * kv.slot_stride;
+    for (; position < end; ++position, element += kv.slot_stride) block.elements[position % kBlock] = element;
+    element -= kv.slot_stride;
   }
+  if (positions.begin >= positions.end) return;
+  const Range places = block.places();
+  for (int64_t j = 0; j < places.begin; ++j) block.elements[j] = element;
+  for (int64_t j = places.end; j < kBlock; ++j) block.elements[j] = element;
 }
 
 template <KvType type>
@@ -95,125 +58,18 @@ PUNA_INLINE f32x16 load_kv(const uint8_t* base, int64_t element, int lanes) {
   }
 }
 
-// Keys and values of the positions as float32, at their places of the block.
+// Keys and values of one KV head as float32, at their places.
 template <KvType type>
-void load_block(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, int64_t kv_head,
-                Range positions, const Scratch& scratch) {
-  for_positions(args, tile, kv_head, positions, [&](int64_t position, int64_t element) __attribute__((always_inline)) {
-    const int64_t place = position % kBlock * shape.padded;
+void load_block(const AttentionArgs& args, const Shape& shape, int64_t kv_head, const Block& block,
+                const Scratch& scratch) {
+  const Range places = block.places();
+  for (int64_t j = places.begin; j < places.end; ++j) {
+    const int64_t element = block.elements[j] + kv_head * args.head_dim;
     for_columns(args.head_dim, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-      store(scratch.keys + place + c, load_kv<type>(args.kv.keys, element + c, lanes));
-      store(scratch.values + place + c, load_kv<type>(args.kv.values, element + c, lanes));
+      store(scratch.keys + j * shape.padded + c, load_kv<type>(args.kv.keys, element + c, lanes));
+      store(scratch.values + j * shape.padded + c, load_kv<type>(args.kv.values, element + c, lanes));
     });
-  });
-}
-
-// Asks for the lines of positions that come next: pages lie anywhere, which no prefetcher foresees. Into the second
-// level: rows that are a power of two apart would push each other out of the first. Inline, because gcc removes calls of
-// a function that does nothing else.
-PUNA_INLINE void prefetch(const AttentionArgs& args, const AttentionTile& tile, int64_t kv_head, Range positions) {
-  const int64_t element_bytes = args.kv.type == KvType::f32 ? 4 : 2;
-  for_positions(args, tile, kv_head, positions, [&](int64_t, int64_t element) __attribute__((always_inline)) {
-    const int64_t offset = element * element_bytes;
-    for (int64_t byte = 0; byte < args.head_dim * element_bytes; byte += 64) {
-      __builtin_prefetch(args.kv.keys + offset + byte, 0, 2);
-      __builtin_prefetch(args.kv.values + offset + byte, 0, 2);
-    }
-  });
-}
-
-// q·k of sixteen keys.
-f32x16 dot16(const float* q, const float* keys, const Shape& shape) {
-  f32x16 sums[16];
-#pragma GCC unroll 16
-  for (int first = 0; first < 16; first += kPositions) {
-    f32x16 acc[kPositions];
-#pragma GCC unroll 16
-    for (int n = 0; n < kPositions; ++n) acc[n] = zero();
-    for (int64_t c = 0; c < shape.padded; c += 16) {
-      const f32x16 part_of_q = load(q + c);
-#pragma GCC unroll 16
-      for (int n = 0; n < kPositions; ++n) {
-        acc[n] = fma(part_of_q, load(keys + (first + n) * shape.padded + c), acc[n]);
-      }
-    }
-#pragma GCC unroll 16
-    for (int n = 0; n < kPositions; ++n) sums[first + n] = acc[n];
   }
-  return reduce_add16(sums);
-}
-
-PUNA_INLINE float exp1(float x) {
-  float lanes[16];
-  store(lanes, exp(set1(x)));
-  return lanes[0];
-}
-
-// Scores of one query over the places `seen` of a block, -infinity at the others.
-void score(const AttentionArgs& args, const Shape& shape, const Scratch& scratch, int64_t query, Range seen) {
-  const float* q = scratch.queries + query * shape.padded;
-  float* scores = scratch.weights + query * kBlock;
-  const f32x16 scale = set1(args.scale), nothing = set1(-__builtin_inff());
-  for (int64_t half = 0; half < kBlock; half += 16) {
-    const bool is_seen = seen.begin < half + 16 && seen.end > half;
-    store(scores + half, is_seen ? mul(dot16(q, scratch.keys + half * shape.padded, shape), scale) : nothing);
-  }
-  for (int64_t j = 0; j < seen.begin; ++j) scores[j] = -__builtin_inff();
-  for (int64_t j = seen.end; j < kBlock; ++j) scores[j] = -__builtin_inff();
-}
-
-// Scores of one query become weights; updates maximum and sum of its state.
-void weigh(const Scratch& scratch, int64_t query, float* state) {
-  float* weights = scratch.weights + query * kBlock;
-  const f32x16 s0 = load(weights), s1 = load(weights + 16);
-  const float block_top = reduce_max(max(s0, s1)), old_top = state[0];
-  const float top = old_top > block_top ? old_top : block_top;
-  const float factor = top == old_top ? 1.0f : exp1(old_top - top);
-  const f32x16 p0 = exp(sub(s0, set1(top))), p1 = exp(sub(s1, set1(top)));
-  store(weights, p0);
-  store(weights + 16, p1);
-  state[0] = top;
-  state[1] = __builtin_fmaf(state[1], factor, reduce_add(add(p0, p1)));
-  scratch.factors[query] = factor;
-}
-
-// acc = acc * factor + sum of p[j] v[j] for N queries and V vectors of their elements.
-template <int N, int V>
-PUNA_INLINE void accumulate_part(const Shape& shape, const Scratch& scratch, int64_t query, int64_t c, Range seen,
-                                 float* states) {
-  f32x16 acc[N][V];
-#pragma GCC unroll 16
-  for (int n = 0; n < N; ++n) {
-    const f32x16 factor = set1(scratch.factors[query + n]);
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) acc[n][v] = mul(load(states + n * shape.state + 16 + c + 16 * v), factor);
-  }
-  const float* weights = scratch.weights + query * kBlock;
-  for (int64_t j = seen.begin; j < seen.end; ++j) {
-    const float* value = scratch.values + j * shape.padded + c;
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) {
-      const f32x16 p = set1(weights[n * kBlock + j]);
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[n][v] = fma(p, load(value + 16 * v), acc[n][v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int n = 0; n < N; ++n) {
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) store(states + n * shape.state + 16 + c + 16 * v, acc[n][v]);
-  }
-}
-
-template <int N>
-void accumulate(const Shape& shape, const Scratch& scratch, int64_t query, Range seen, float* states) {
-  int64_t c = 0;
-  for (; c + 64 <= shape.padded; c += 64) accumulate_part<N, 4>(shape, scratch, query, c, seen, states);
-  if (c + 32 <= shape.padded) {
-    accumulate_part<N, 2>(shape, scratch, query, c, seen, states);
-    c += 32;
-  }
-  if (c < shape.padded) accumulate_part<N, 1>(shape, scratch, query, c, seen, states);
 }
 
 // Queries of a tile are numbered [KV head][row][head of the group].
@@ -246,49 +102,96 @@ PUNA_INLINE bool is_seen(const AttentionArgs& args, int64_t position, int64_t sp
   return seen.begin < seen.end;
 }
 
-// One block of one KV head: the queries from `first` on. Asks for the positions `next` a few at a time meanwhile: a
-// processor waits for few lines at once.
-void walk_block(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch,
-                int64_t kv_head, Range positions, Range next, int64_t first, float* states) {
-  switch (args.kv.type) {
-    case KvType::f32:
-      load_block<KvType::f32>(args, tile, shape, kv_head, positions, scratch);
-      break;
-    case KvType::f16:
-      load_block<KvType::f16>(args, tile, shape, kv_head, positions, scratch);
-      break;
-    case KvType::bf16:
-      load_block<KvType::bf16>(args, tile, shape, kv_head, positions, scratch);
-      break;
+// Asks for the lines of one KV head in the next block, a few at every call: pages lie anywhere, which no prefetcher
+// foresees, and a processor waits for few lines at once. Into the second level: rows that are a power of two apart would
+// push each other out of the first. Inline, because gcc removes calls of a function that does nothing else.
+class Ask {
+ public:
+  Ask(const AttentionArgs& args, const Block& next, int64_t kv_head, int64_t calls)
+      : element_bytes_(args.kv.type == KvType::f32 ? 4 : 2),
+        row_bytes_(args.head_dim * element_bytes_),
+        keys_(args.kv.keys + kv_head * row_bytes_),
+        values_(args.kv.values + kv_head * row_bytes_),
+        elements_(next.elements),
+        each_((kBlock + calls - 1) / calls) {
+    if (next.positions.begin >= next.positions.end) return;
+    place_ = next.places().begin;
+    end_ = next.places().end;
   }
-  const int64_t block = positions.begin / kBlock * kBlock;
-  const int64_t pieces = 2 * tile.rows * shape.group;
-  int64_t piece = 0;
-  const auto ask = [&]() __attribute__((always_inline)) {
-    const int64_t begin = block + kBlock + kBlock * piece / pieces;
-    ++piece;
-    prefetch(args, tile, kv_head, intersect(next, {begin, block + kBlock + kBlock * piece / pieces}));
+  [[gnu::always_inline]] void operator()() {
+    for (int64_t i = 0; i < each_ && place_ < end_; ++i, ++place_) {
+      const int64_t offset = elements_[place_] * element_bytes_;
+      for (int64_t byte = 0; byte < row_bytes_; byte += 64) {
+        __builtin_prefetch(keys_ + offset + byte, 0, 2);
+        __builtin_prefetch(values_ + offset + byte, 0, 2);
+      }
+    }
+  }
+
+ private:
+  const int64_t element_bytes_, row_bytes_;
+  const uint8_t* const keys_;
+  const uint8_t* const values_;
+  const int64_t* const elements_;
+  const int64_t each_;
+  int64_t place_ = 0, end_ = 0;
+};
+
+// The queries of one KV head over one block; `first` is the number of its first query in the tile.
+template <class Rows>
+void walk_queries(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch,
+                  const Rows& keys, const Rows& values, const Block& block, int64_t first, float* states, Ask& ask) {
+  const int64_t begin = block.positions.begin / kBlock * kBlock;
+  const auto places_seen = [&](int64_t row) {
+    const Range seen = intersect(seen_by(args, tile.position + row), block.positions);
+    return Range{seen.begin - begin, seen.end - begin};
   };
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    Range seen = intersect(seen_by(args, tile.position + row), positions);
-    if (seen.begin >= seen.end) continue;
-    seen = {seen.begin - block, seen.end - block};
+  const auto run = [&]<int N>(int64_t query, Range seen) {
+    attend<N>(shape, scratch, keys, values, args.scale, query, seen, states + query * shape.state, ask);
+  };
+  int64_t row = 0;
+  while (row < tile.rows) {  // rows that see the same places go together
+    const Range seen = places_seen(row);
     int64_t query = first + row * shape.group;
-    const int64_t end = query + shape.group;
-    for (int64_t q = query; q < end; ++q) {
-      ask();
-      score(args, shape, scratch, q, seen);
-    }
-    for (int64_t q = query; q < end; ++q) weigh(scratch, q, states + q * shape.state);
-    for (; query + kQueries <= end; query += kQueries) {
-      for (int i = 0; i < kQueries; ++i) ask();
-      accumulate<kQueries>(shape, scratch, query, seen, states + query * shape.state);
-    }
-    for (; query < end; ++query) {
-      ask();
-      accumulate<1>(shape, scratch, query, seen, states + query * shape.state);
+    do {
+      ++row;
+    } while (row < tile.rows && places_seen(row).begin == seen.begin && places_seen(row).end == seen.end);
+    if (seen.begin >= seen.end) continue;
+    const int64_t end = first + row * shape.group;
+    for (; query + kQueries <= end; query += kQueries) run.template operator()<kQueries>(query, seen);
+    switch (end - query) {
+      case 3:
+        run.template operator()<3>(query, seen);
+        break;
+      case 2:
+        run.template operator()<2>(query, seen);
+        break;
+      case 1:
+        run.template operator()<1>(query, seen);
+        break;
+      default:
+        break;
     }
   }
+}
+
+// One block of one KV head, straight from the cache for few queries, else through scratch memory.
+template <KvType type>
+void walk_block(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch,
+                int64_t kv_head, const Block& block, int64_t first, float* states, Ask& ask) {
+  if constexpr (kShareLoads) {
+    if (tile.rows * shape.group <= kQueries && shape.padded == args.head_dim) {
+      constexpr int64_t kBytes = type == KvType::f32 ? 4 : 2;
+      const int64_t head = kv_head * args.head_dim * kBytes;
+      const CacheRows<type> keys = {args.kv.keys + head, block.elements};
+      const CacheRows<type> values = {args.kv.values + head, block.elements};
+      walk_queries(args, tile, shape, scratch, keys, values, block, first, states, ask);
+      return;
+    }
+  }
+  load_block<type>(args, shape, kv_head, block, scratch);
+  const ScratchRows keys = {scratch.keys, shape.padded}, values = {scratch.values, shape.padded};
+  walk_queries(args, tile, shape, scratch, keys, values, block, first, states, ask);
 }
 
 // The states of all queries of the tile over one split.
@@ -302,12 +205,29 @@ void walk_split(const AttentionArgs& args, const AttentionTile& tile, const Shap
   const Range of_split = {split * kAttentionSplit, (split + 1) * kAttentionSplit};
   const Range of_tile = intersect(
       {seen_by(args, tile.position).begin, seen_by(args, tile.position + tile.rows - 1).end}, of_split);
-  for (int64_t block = of_tile.begin / kBlock * kBlock; block < of_tile.end; block += kBlock) {
-    const Range positions = intersect({block, block + kBlock}, of_tile);
-    const Range next = intersect({block + kBlock, block + 2 * kBlock}, of_tile);
+  const int64_t queries = tile.rows * shape.group;
+  const int64_t calls = 8 * (kShareLoads ? (queries + kQueries - 1) / kQueries : queries);
+  Block blocks[2];
+  int64_t begin = of_tile.begin / kBlock * kBlock;
+  locate(args, tile, intersect({begin, begin + kBlock}, of_tile), blocks[0]);
+  for (int now = 0; begin < of_tile.end; begin += kBlock, now = 1 - now) {
+    const Block& block = blocks[now];
+    Block& next = blocks[1 - now];
+    locate(args, tile, intersect({begin + kBlock, begin + 2 * kBlock}, of_tile), next);
     for (int64_t kv_head = tile.kv_head_begin; kv_head < tile.kv_head_end; ++kv_head) {
-      const int64_t first = (kv_head - tile.kv_head_begin) * tile.rows * shape.group;
-      walk_block(args, tile, shape, scratch, kv_head, positions, next, first, states);
+      const int64_t first = (kv_head - tile.kv_head_begin) * queries;
+      Ask ask(args, next, kv_head, calls);
+      switch (args.kv.type) {
+        case KvType::f32:
+          walk_block<KvType::f32>(args, tile, shape, scratch, kv_head, block, first, states, ask);
+          break;
+        case KvType::f16:
+          walk_block<KvType::f16>(args, tile, shape, scratch, kv_head, block, first, states, ask);
+          break;
+        case KvType::bf16:
+          walk_block<KvType::bf16>(args, tile, shape, scratch, kv_head, block, first, states, ask);
+          break;
+      }
     }
   }
 }
