@@ -45,12 +45,13 @@ void scale_rows(const ScaleArgs& args, int64_t row_begin, int64_t row_end) {
 }
 
 void clamp_rows(const ClampArgs& args, int64_t row_begin, int64_t row_end) {
-  const f32x16 high = set1(args.limit), low = set1(-args.limit);
+  const f32x16 high = set1(args.limit), low = set1(-args.limit), one = set1(1.0f);
   for (int64_t row = row_begin; row < row_end; ++row) {
     float* x = args.x + row * args.ldx;
     for_columns(args.width, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-      // The variable operand comes second: it is what max and min return for a NaN.
-      store_lanes(x + c, min(high, max(low, load_lanes(x + c, lanes))), lanes);
+      // The factor flushes subnormals: x86 does so in max and min, AArch64 only in arithmetic. The variable operand comes
+      // second: it is what max and min return for a NaN.
+      store_lanes(x + c, min(high, max(low, mul(load_lanes(x + c, lanes), one))), lanes);
     });
   }
 }
