@@ -20,7 +20,7 @@ REPLAY_CASES := tests/kernels/cases
 CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL
 
-.PHONY: run build dev test slow check lint sanitize neon oracles wheel clean distclean
+.PHONY: run build dev test slow check lint sanitize sanitize-address sanitize-thread neon oracles wheel clean distclean
 .DELETE_ON_ERROR:
 
 run: build
@@ -94,13 +94,15 @@ wheel: $(VENV)/.tools
 		puna generate smollm2 -p "$(PROMPT)" --max-tokens 20
 	ls -l dist
 
-# The core with AddressSanitizer and UndefinedBehaviorSanitizer replays the recorded kernel cases.
-sanitize: $(VENV)/.tools
+# The core replays the recorded kernel cases with AddressSanitizer and UndefinedBehaviorSanitizer, and with ThreadSanitizer.
+sanitize: sanitize-address sanitize-thread
+
+sanitize-address sanitize-thread: sanitize-%: $(VENV)/.tools
 	@mkdir -p build
-	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-		-DPUNA_PYTHON=OFF -DPUNA_REPLAY=ON -DPUNA_SANITIZE=ON >build/sanitize.log || { cat build/sanitize.log; exit 1; }
-	$(BIN)/cmake --build build/sanitize
-	build/sanitize/puna_replay $(REPLAY_CASES)
+	$(BIN)/cmake -S . -B build/sanitize-$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DPUNA_PYTHON=OFF -DPUNA_REPLAY=ON -DPUNA_SANITIZE=$* >build/sanitize-$*.log || { cat build/sanitize-$*.log; exit 1; }
+	$(BIN)/cmake --build build/sanitize-$*
+	build/sanitize-$*/puna_replay $(REPLAY_CASES)
 
 # The same cases on AArch64: cross-compiled, and run by qemu where this is another machine.
 neon: $(VENV)/.tools

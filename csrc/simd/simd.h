@@ -7,7 +7,8 @@
 //
 // Equal bits. Each operation is correctly rounded (or exact) and does the same on every variant:
 //   fma(a, b, c)      one rounding, everywhere; plain mul and add are never contracted (-ffp-contract=off)
-//   max(a, b)         a > b ? a : b, so the second operand when one is NaN; min likewise with <
+//   max(a, b)         a > b ? a : b, so the second operand when one is NaN; min likewise with <. Whether a subnormal
+//                     operand is flushed on the way differs: they take results of arithmetic, which are none
 //   reduce_*          a fixed tree: lanes l and l+8, then l+4, l+2, l+1
 //   exp               one polynomial, below
 // Workers run with subnormals flushed; the vocabulary itself neither needs nor sets that mode.

@@ -14,18 +14,16 @@ bool is_nan(const uint8_t* element) {
 
 std::string element_text(ElementType type, const uint8_t* element) {
   char text[64];
-  if (type == ElementType::f32) {
-    float value;
-    std::memcpy(&value, element, sizeof value);
-    std::snprintf(text, sizeof text, "%a (%.9g)", static_cast<double>(value), static_cast<double>(value));
-    return text;
-  }
   std::string hex = "0x";
   for (int64_t i = element_bytes(type) - 1; i >= 0; --i) {
     std::snprintf(text, sizeof text, "%02x", element[i]);
     hex += text;
   }
-  return hex;
+  if (type != ElementType::f32) return hex;
+  float value;
+  std::memcpy(&value, element, sizeof value);
+  std::snprintf(text, sizeof text, " (%.9g)", static_cast<double>(value));
+  return hex + text;
 }
 
 }  // namespace

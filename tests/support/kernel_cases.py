@@ -220,8 +220,9 @@ def elementwise_calls() -> list[Call]:
         for divide, out in ((False, scaled), (True, divided)):
             given = {"name": name + "_divided" * divide, "width": width, "factor": 0.3, "divide": divide}
             calls.append(Call("scale", {**given, "x": a, "out": out}))
-        limited = kernel_truth.clamp(a, 0.5)
-        calls.append(Call("clamp", {"name": name, "width": width, "limit": 0.5, "x": a, "out": limited}))
+        x = kernel_truth.flush(a)
+        limited = kernel_truth.clamp(x, 0.5)
+        calls.append(Call("clamp", {"name": name, "width": width, "limit": 0.5, "x": x, "out": limited}))
     return calls
 
 
