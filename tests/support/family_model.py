@@ -63,15 +63,22 @@ def load_family(
     return model
 
 
-def all_logits(model: LlamaModelBase, prompts: Sequence[Sequence[int]], chunk: int | None = None) -> list[Array]:
+def all_logits(
+    model: LlamaModelBase,
+    prompts: Sequence[Sequence[int]],
+    chunk: int | None = None,
+    lengths: Sequence[int] | None = None,
+) -> list[Array]:
     """Logits of every token of every request, float32 `[T, V]` each, all requests in one batch.
 
     Args:
         model: A model of `load_family`.
         prompts: Token ids of the requests.
         chunk: Tokens of each request in a step; None: all in one step.
+        lengths: What decides each request's rotary frequencies; None: all its tokens.
     """
     totals = np.array([len(prompt) for prompt in prompts])
+    decisive = totals if lengths is None else np.array(lengths)
     cache = TinyCache.make(model.config.decoder_spec(), len(prompts), int(totals.max()))
     found: list[list[Array]] = [[] for _ in prompts]
     size = chunk or int(totals.max())
@@ -80,7 +87,7 @@ def all_logits(model: LlamaModelBase, prompts: Sequence[Sequence[int]], chunk: i
         parts = [np.array(prompts[row][begin : begin + size], np.int64) for row in active]
         step = TinyCache(cache.blocks, cache.table[active], np.full(active.size, begin, np.uint32))
         # the length that decides rotary frequencies is the whole request's, from the first step on
-        outputs = model.model.execute(*step.inputs(parts), totals[active].astype(np.uint32))
+        outputs = model.model.execute(*step.inputs(parts), decisive[active].astype(np.uint32))
         logits = outputs[1].to_numpy()
         offsets = np.cumsum([0, *(part.size for part in parts)])
         for row, (first, last) in zip(active, itertools.pairwise(offsets), strict=True):
