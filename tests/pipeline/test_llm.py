@@ -85,6 +85,18 @@ def test_stream_is_generate(model: str) -> None:
     assert whole.text == llm.tokenizer.decode([*whole.prompt_token_ids, *whole.token_ids])[len(PROMPTS[1]) :]
 
 
+def test_streams_that_are_read_in_turn_do_not_lose_tokens(model: str) -> None:
+    llm = LLM(model, LoadOptions(max_batch_size=3))
+    asked = requests()
+    alone = [llm.generate([item])[0].token_ids for item in asked]
+    streams = [llm.stream(item) for item in asked[:2]]
+    found: list[tuple[int, ...]] = [next(stream).tokens for stream in streams]
+    (third,) = llm.generate([asked[2]])  # two more requests are under way, and one of them waits for its reader
+    for index in (1, 0):
+        found[index] += sum((delta.tokens for delta in streams[index]), ())
+    assert [*found, third.token_ids] == alone[:3]
+
+
 def test_stream_that_is_dropped_ends_its_request(model: str) -> None:
     llm = LLM(model)
     stream = llm.stream(request("Hello", max_new_tokens=None))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,12 +17,13 @@ import numpy as np
 
 from puna.driver import CPU
 from puna.engine import InferenceSession
+from puna.entrypoints.answer import Answer, Generation, TextDelta
+from puna.entrypoints.fair_lock import FairLock
 from puna.errors import InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
 from puna.graph.weights import GGUFWeights
 from puna.models import DEFAULT_MODEL, find_model
 from puna.pipelines.architectures import register_all_models
-from puna.pipelines.batch import FinishReason, GenerationDelta
-from puna.pipelines.context import EOSTracker, LogProbabilities, TextContext, TokenBuffer
+from puna.pipelines.context import EOSTracker, TextContext, TokenBuffer
 from puna.pipelines.kv_cache import PagedKVCacheManager, machine_memory, plan_num_blocks
 from puna.pipelines.lib import (
     PIPELINE_REGISTRY,
@@ -35,7 +36,9 @@ from puna.pipelines.request import GenerateRequest, RequestID, SamplingParamsInp
 from puna.pipelines.sampling import Sampler
 from puna.pipelines.scheduler import Scheduler, SchedulerLimits
 from puna.pipelines.text_generation import TextGenerationPipeline
-from puna.tokenization import IncrementalDetokenizer, StopStringChecker, Tokenizer, load_tokenizer_async
+from puna.tokenization import Tokenizer, load_tokenizer_async
+
+__all__ = ["LLM", "Generation", "LoadOptions", "Precision", "TextDelta", "kernel_variant"]
 
 Precision = Literal["auto", "float32"]
 
@@ -75,59 +78,10 @@ class LoadOptions:
     max_num_steps: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """What a step brought for a request.
-
-    Attributes:
-        text: New text; never a part of a character or of a stop string.
-        tokens: New tokens, those that give no text included.
-        finish_reason: Why the request ended, or None.
-        log_probabilities: One record per token where they were asked for.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: FinishReason | None = None
-    log_probabilities: tuple[LogProbabilities, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A finished text.
-
-    Attributes:
-        text: The text, without stop strings and control tokens.
-        token_ids: What the model generated, an end-of-sequence token included.
-        prompt_token_ids: What it was given.
-        finish_reason: Why it ended.
-        num_cached_tokens: Prompt tokens that were found in the cache.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    prompt_token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    num_cached_tokens: int = 0
-
-
-@dataclass(slots=True)
-class _Request:
-    """A request on its way through the loop, with what turns its tokens into text."""
-
-    context: TextContext
-    detokenizer: IncrementalDetokenizer
-    stops: StopStringChecker
-    text: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    num_cached_tokens: int = 0
-
-
 class LLM:
     """A loaded model that answers requests.
 
-    Not for several threads at once.
+    Several threads may use it at once; their requests share its steps.
 
     Args:
         model: A `.gguf` file, a directory, a name on the hub, or `smollm2`.
@@ -144,6 +98,8 @@ class LLM:
     def __init__(self, model: str = DEFAULT_MODEL, options: LoadOptions | None = None) -> None:
         begin = time.perf_counter()
         self.options = options = options or LoadOptions()
+        self._turn = FairLock()  # whoever has it may use the loop
+        self._answers: dict[RequestID, Answer] = {}
         self.name = model
         register_all_models()
         config = _model_config(model, options)
@@ -200,35 +156,38 @@ class LLM:
             InvalidRequestError: The prompt does not fit.
             PunaError: The request failed while it ran.
         """
-        active = self._begin(request, prompt_ids)
+        answer = self._begin(request, prompt_ids)
         try:
-            while active.finish_reason is None:
-                for delta in self._pipeline.step():
-                    if delta.request_id == active.context.request_id:
-                        yield self._take(active, delta)
+            while answer.deltas or not answer.is_finished:
+                self._advance(answer)
+                while answer.deltas:
+                    delta = answer.deltas.popleft()
+                    if delta.error is not None:
+                        raise delta.error
+                    yield delta
         finally:
-            self._pipeline.abort(active.context.request_id)
+            self._end([answer])
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Answers several requests together, in the order in which they were given.
 
+        A request that fails while it runs does not touch the others: its generation has the `error`.
+
         Raises:
-            As `stream`.
+            InvalidRequestError: A prompt does not fit; nothing was answered.
         """
-        active: dict[RequestID, _Request] = {}
+        answers: list[Answer] = []
         try:
             for request in requests:
-                begun = self._begin(request, None)
-                active[begun.context.request_id] = begun
-            while self._pipeline.has_work:
-                for delta in self._pipeline.step():
-                    self._take(active[delta.request_id], delta)
+                answers.append(self._begin(request, None))
+            for answer in answers:
+                while not answer.is_finished:
+                    self._advance(answer)
         finally:
-            for request_id in active:
-                self._pipeline.abort(request_id)
-        return [_finished(item) for item in active.values()]
+            self._end(answers)
+        return [answer.whole() for answer in answers]
 
-    def _begin(self, request: GenerateRequest, prompt_ids: Sequence[int] | None) -> _Request:
+    def _begin(self, request: GenerateRequest, prompt_ids: Sequence[int] | None) -> Answer:
         ids = list(prompt_ids) if prompt_ids is not None else self.encode(request)
         if request.model_name not in (None, self.name):
             raise InvalidRequestError(f"{request.model_name!r} is not loaded; there is: {self.name}", param="model")
@@ -253,46 +212,28 @@ class LLM:
             # Rows beyond the tokenizer are padding; tokens beyond the rows cannot be read.
             vocab_size=min(self.tokenizer.vocab_size, self._model.config.vocab_size),
         )
-        self._pipeline.add(context)
         # An answer is a text of its own; a continuation goes on where the prompt ends.
-        before = [] if request.messages is not None else ids
-        return _Request(context, IncrementalDetokenizer(self.tokenizer, before), StopStringChecker(params.stop or ()))
+        answer = Answer(context, self.tokenizer, [] if request.messages is not None else ids)
+        with self._turn:
+            self._pipeline.add(context)
+            self._answers[context.request_id] = answer
+        return answer
 
-    def _take(self, active: _Request, delta: GenerationDelta) -> TextDelta:
-        """Turns a delta's tokens into text. A stop string ends the request, as a message from here back to the loop."""
-        if delta.error is not None:
-            raise delta.error
-        finish = delta.finish_reason
-        text = ""
-        tokens: list[int] = []
-        for token in delta.tokens:
-            tokens.append(token)
-            result = active.stops.add(active.detokenizer.add(token))
-            text += result.text
-            if result.stop is not None:
-                finish = FinishReason.STOP
-                self._pipeline.abort(active.context.request_id)
-                break
-        if finish is not None and active.stops.stopped is None:
-            last = active.stops.add(active.detokenizer.flush())
-            text += last.text if last.stop is not None else last.text + active.stops.flush()
-        active.text.append(text)
-        active.tokens += tokens
-        active.finish_reason = finish
-        active.num_cached_tokens = delta.num_cached_tokens
-        return TextDelta(text, tuple(tokens), finish, delta.log_probabilities)
+    def _advance(self, answer: Answer) -> None:
+        """Makes a step for all requests, unless another thread's step brought something for this one already."""
+        with self._turn:
+            if answer.deltas or answer.is_finished:
+                return
+            for delta in self._pipeline.step():
+                # A stop string ends its request, as a message from here back to the loop.
+                if self._answers[delta.request_id].take(delta):
+                    self._pipeline.abort(delta.request_id)
 
-
-def _finished(active: _Request) -> Generation:
-    assert active.finish_reason is not None, "a request of a finished loop has no end"
-    prompt = active.context.tokens.all[: active.context.admission_length]
-    return Generation(
-        text="".join(active.text),
-        token_ids=tuple(active.tokens),
-        prompt_token_ids=tuple(prompt.tolist()),
-        finish_reason=active.finish_reason,
-        num_cached_tokens=active.num_cached_tokens,
-    )
+    def _end(self, answers: Sequence[Answer]) -> None:
+        with self._turn:
+            for answer in answers:
+                self._pipeline.abort(answer.context.request_id)
+                del self._answers[answer.context.request_id]
 
 
 def _model_config(model: str, options: LoadOptions) -> MAXModelConfig:
