@@ -105,6 +105,9 @@ int thread_count(nb::handle threads) {
 NB_MODULE(_native, m) {
   namespace nb = nanobind;
   m.doc() = "Kernels, packed weights and programs of Puna.";
+  // Whatever is alive when the interpreter ends (a thread's results, the objects of an error on its way out) goes with
+  // the process; a person at a terminal must not read about it.
+  nb::set_leak_warnings(false);
   nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
     try {
       std::rethrow_exception(pointer);

@@ -310,7 +310,7 @@ def kernel_variant() -> str:
     try:
         return str(_native.default_variant())
     except RuntimeError as error:
-        raise InvalidRequestError(str(error), param="PUNA_VARIANT") from error
+        raise InvalidRequestError(str(error)) from error  # the message begins with the variable's name
 
 
 def _require_room_for_weights(needed: int) -> None:
