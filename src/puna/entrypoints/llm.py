@@ -182,6 +182,7 @@ class LLM:
                 answers.append(self._begin(request, None))
             for answer in answers:
                 while not answer.is_finished:
+                    answer.deltas.clear()  # nobody reads them one by one
                     self._advance(answer)
         finally:
             self._end(answers)
