@@ -14,7 +14,7 @@ constexpr int64_t kBlock = kAttentionBlock;
 // Queries that go through each stage together, so that none waits for the other's chain of operations; and whether they
 // share what is loaded: with four positions, or four vectors of a value, their sums fill 32 registers.
 constexpr int kQueries = 4;
-constexpr bool kShareLoads = kParts == 1;
+constexpr bool kShareLoads = kParts == 1 && kUnroll > 1;
 
 // What the functions below share about one call.
 struct Shape {
@@ -100,30 +100,30 @@ void score(const Shape& shape, const Scratch& scratch, const Rows& keys, float s
       continue;
     }
     folded parts[N][4];
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
     for (int group = 0; group < 4; ++group) {
       ask();
       f32x16 acc[N][4];
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
       for (int n = 0; n < N; ++n) {
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
         for (int i = 0; i < 4; ++i) acc[n][i] = zero();
       }
       for (int64_t c = 0; c < shape.padded; c += 16) {
         f32x16 part_of_q[N];
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
         for (int n = 0; n < N; ++n) part_of_q[n] = load(q + n * shape.padded + c);
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
         for (int i = 0; i < 4; ++i) {
           const f32x16 k = keys.at(half + fold_member(group, i), c);
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
           for (int n = 0; n < N; ++n) acc[n][i] = fma(part_of_q[n], k, acc[n][i]);
         }
       }
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
       for (int n = 0; n < N; ++n) parts[n][group] = fold4(acc[n][0], acc[n][1], acc[n][2], acc[n][3]);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
     for (int n = 0; n < N; ++n) {
       const f32x16 sums = fold_end(parts[n][0], parts[n][1], parts[n][2], parts[n][3]);
       store(scores + n * kBlock + half, mul(sums, factor));
@@ -155,27 +155,27 @@ template <int N, int V, class Rows>
 PUNA_INLINE void accumulate_part(const Shape& shape, const Scratch& scratch, const Rows& values, int64_t query,
                                  int64_t c, Range seen, float* states) {
   f32x16 acc[N][V];
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
   for (int n = 0; n < N; ++n) {
     const f32x16 factor = set1(scratch.factors[query + n]);
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
     for (int v = 0; v < V; ++v) acc[n][v] = mul(load(states + n * shape.state + 16 + c + 16 * v), factor);
   }
   const float* weights = scratch.weights + query * kBlock;
   for (int64_t j = seen.begin; j < seen.end; ++j) {
     f32x16 value[V];
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
     for (int v = 0; v < V; ++v) value[v] = values.at(j, c + 16 * v);
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
     for (int n = 0; n < N; ++n) {
       const f32x16 p = set1(weights[n * kBlock + j]);
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
       for (int v = 0; v < V; ++v) acc[n][v] = fma(p, value[v], acc[n][v]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
   for (int n = 0; n < N; ++n) {
-#pragma GCC unroll 4
+#pragma GCC unroll kUnroll
     for (int v = 0; v < V; ++v) store(states + n * shape.state + 16 + c + 16 * v, acc[n][v]);
   }
 }

@@ -45,7 +45,9 @@ void scale_rows(const ScaleArgs& args, int64_t row_begin, int64_t row_end) {
 }
 
 void clamp_rows(const ClampArgs& args, int64_t row_begin, int64_t row_end) {
-  const f32x16 high = set1(args.limit), low = set1(-args.limit), one = set1(1.0f);
+  float factor = 1.0f;
+  __asm__("" : "+m"(factor));  // a product with what the compiler knows to be 1 would be left out
+  const f32x16 high = set1(args.limit), low = set1(-args.limit), one = set1(factor);
   for (int64_t row = row_begin; row < row_end; ++row) {
     float* x = args.x + row * args.ldx;
     for_columns(args.width, [&](int64_t c, int lanes) __attribute__((always_inline)) {

@@ -138,6 +138,7 @@ def test_recorded_codes_are_what_the_module_returns(fields: dict[str, Any]) -> N
 BINARIES = sorted(ROOT.glob("build/*/puna_replay"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BINARIES, reason="no puna_replay is built (make sanitize builds one)")
 @pytest.mark.parametrize("binary", BINARIES, ids=lambda path: path.parent.name)
 def test_replay(binary: Path) -> None:

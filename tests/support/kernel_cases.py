@@ -220,7 +220,7 @@ def elementwise_calls() -> list[Call]:
         for divide, out in ((False, scaled), (True, divided)):
             given = {"name": name + "_divided" * divide, "width": width, "factor": 0.3, "divide": divide}
             calls.append(Call("scale", {**given, "x": a, "out": out}))
-        x = kernel_truth.flush(a)
+        x = a
         limited = kernel_truth.clamp(x, 0.5)
         calls.append(Call("clamp", {"name": name, "width": width, "limit": 0.5, "x": x, "out": limited}))
     return calls

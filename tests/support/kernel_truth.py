@@ -123,8 +123,8 @@ def epilogue(y: Floats, *, bias: Array | None, clip: float, multiplier: float, r
 
 
 def clamp(x: Array, limit: float) -> Floats:
-    """Within ±limit; NaN stays NaN. Of subnormals nothing is promised."""
-    return np.minimum(np.float32(limit), np.maximum(np.float32(-limit), x))
+    """Within ±limit; NaN stays NaN."""
+    return np.minimum(np.float32(limit), np.maximum(np.float32(-limit), flush(x)))
 
 
 def lane_sum(values: Array, *, squares: bool) -> Floats:
