@@ -291,6 +291,11 @@ def attention_calls() -> list[Call]:
         ("many_heads", [Request(33, 2)], 34, 1, 16, "float16", 16, 0),
         ("window", mixed, 4, 2, 16, "float16", 8, 33),
         ("window_of_one", few, 2, 1, 5, "float32", 16, 1),
+        # Few queries read heads of whole vectors straight from the cache, more of them read a copy.
+        ("straight", [Request(40, 1)], 4, 1, 112, "float16", 16, 0),
+        ("copied", [Request(40, 1)], 5, 1, 112, "float16", 16, 0),
+        ("straight_bf16", [Request(40, 1), Request(0, 1)], 6, 2, 16, "bfloat16", 16, 37),
+        ("straight_f32", [Request(40, 1), Request(2, 2)], 4, 2, 16, "float32", 16, 0),
         ("long", long, 4, 1, 4, "float16", 64, 0),
         ("long_window", long, 2, 1, 4, "float16", 64, 520),
     ]
