@@ -22,6 +22,7 @@ from puna.entrypoints.fair_lock import FairLock
 from puna.errors import InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
 from puna.graph.weights import GGUFWeights
 from puna.models import DEFAULT_MODEL, find_model
+from puna.nn.transformer import ReturnLogits
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.context import EOSTracker, TextContext, TokenBuffer
 from puna.pipelines.kv_cache import PagedKVCacheManager, machine_memory, plan_num_blocks
@@ -63,6 +64,8 @@ class LoadOptions:
         use_prefix_cache: Whether requests with equal beginnings share pages.
         max_step_tokens: Tokens in a step, over all requests; a longer prompt is read in several steps.
         max_num_steps: Forward passes between two decisions of the scheduler.
+        enable_echo: Whether requests may ask for log-probabilities of their prompts; every step then makes the logits
+            of all its tokens, and such prompts are read in one step.
     """
 
     dtype: Precision = "auto"
@@ -76,6 +79,7 @@ class LoadOptions:
     use_prefix_cache: bool = True
     max_step_tokens: int = _STEP_TOKENS
     max_num_steps: int = 1
+    enable_echo: bool = False
 
 
 class LLM:
@@ -121,6 +125,16 @@ class LLM:
             self.notices = (f"memory holds a context of {self.max_length} tokens, the model would take {max_seq_len}",)
         self.tokenizer: Tokenizer = tokenizer.result()
         self.load_seconds = time.perf_counter() - begin
+
+    @property
+    def model(self) -> Any:
+        """The loaded pipeline model."""
+        return self._model
+
+    @property
+    def pipeline(self) -> TextGenerationPipeline:
+        """The loop, for benchmarks: they take its steps themselves, and answer no requests meanwhile."""
+        return self._pipeline
 
     def encode(self, request: GenerateRequest) -> list[int]:
         """The prompt's tokens.
@@ -244,6 +258,7 @@ def _model_config(model: str, options: LoadOptions) -> MAXModelConfig:
         served_model_name=model,
         max_length=options.max_length,
         chat_template=options.chat_template,
+        enable_echo=options.enable_echo,
         kv_cache=KVCacheConfig(
             kv_cache_page_size=options.page_size,
             kv_cache_format=options.kv_cache_dtype,
@@ -276,6 +291,7 @@ def _load_pipeline(config: PipelineConfig, options: LoadOptions) -> tuple[Any, T
         model_config.kv_cache,
         model_config.weights,
         adapter=architecture.weight_adapters.get(weights_format),
+        return_logits=config.return_logits,
     )
     num_blocks = plan_num_blocks(
         model.kv_params,
@@ -297,7 +313,10 @@ def _load_pipeline(config: PipelineConfig, options: LoadOptions) -> tuple[Any, T
     )
     rope = model.rope
     scheduler = Scheduler(kv, limits, rope if rope.depends_on_length else None)
-    return model, TextGenerationPipeline(model, kv, scheduler, Sampler(), session), kv.max_tokens
+    pipeline = TextGenerationPipeline(
+        model, kv, scheduler, Sampler(), session, has_all_logits=config.return_logits is ReturnLogits.ALL
+    )
+    return model, pipeline, kv.max_tokens
 
 
 def kernel_variant() -> str:

@@ -202,6 +202,11 @@ class TextContext:
         """Everything generated since admission, int64 `[n]`: unlike `tokens.generated` a `reset` does not empty it."""
         return self.tokens.all[self.admission_length :]
 
+    @property
+    def is_prompt_echoed(self) -> bool:
+        """Whether the step that reads the prompt reports its log-probabilities: asked for, and not reported yet."""
+        return self.log_probabilities_echo and self.log_probabilities > 0 and self.output_tokens.shape[0] == 0
+
     def update(self, token: int, log_probabilities: LogProbabilities | None = None) -> None:
         """Take the token that a step sampled.
 

@@ -98,7 +98,8 @@ class Sampler:
         if not rows:
             return SampledTokens(np.zeros(0, np.int64), ())
         edited = _apply_row_edits(logits, rows)
-        finite = np.isfinite(logits.max(axis=1)) & np.isfinite(edited.max(axis=1))  # a maximum hands NaN on
+        # Extremes hand NaN on. Where a row was edited, minus infinity forbids a token; the model itself never gives it.
+        finite = np.isfinite(logits.max(axis=1)) & np.isfinite(logits.min(axis=1)) & np.isfinite(edited.max(axis=1))
         tokens = edited.argmax(axis=1).astype(np.int64)
         drawn = [index for index, row in enumerate(rows) if not row.params.is_greedy and finite[index]]
         if drawn:

@@ -147,7 +147,7 @@ class Scheduler:
                 budget -= rows[-1].cache.num_new
         while self._waiting and budget > 0 and len(self._running) < self._limits.max_batch_size:
             context = self._waiting[0]
-            must_be_whole = not self._limits.use_chunks or context.log_probabilities_echo
+            must_be_whole = not self._limits.use_chunks or context.is_prompt_echoed
             if rows and must_be_whole and len(context.tokens) > budget:
                 break
             if not self._admit(context, ended):
@@ -207,7 +207,7 @@ class Scheduler:
         tokens = context.tokens
         room = min(budget, self._limits.max_request_tokens or budget)
         # Log-probabilities of a prompt are made from one step's logits, so such a prompt is read whole.
-        if self._limits.use_chunks and room < tokens.active_length and not context.log_probabilities_echo:
+        if self._limits.use_chunks and room < tokens.active_length and not context.is_prompt_echoed:
             tokens.chunk(room)
         length = None if self._rope is None else self._request_length(context)
         cache = CacheRow(context.request_id, tokens.processed_length, tokens.active_length, length)
@@ -239,7 +239,7 @@ class Scheduler:
         """
         tokens = context.tokens.all
         key = self._key(context)
-        prefix = PrefixMatch() if context.log_probabilities_echo else self._kv.match(tokens, key)
+        prefix = PrefixMatch() if context.is_prompt_echoed else self._kv.match(tokens, key)
         if self._running and not self._kv.has_room(len(tokens), prefix, self._limits.admission_watermark):
             return False
         try:
@@ -263,7 +263,7 @@ class Scheduler:
         steps = self._limits.max_num_steps
         for row in rows:
             context = row.context
-            if not row.samples or context.log_probabilities_echo or context.sampling_params.logits_processors:
+            if not row.samples or context.is_prompt_echoed or context.sampling_params.logits_processors:
                 return 1
             steps = min(steps, max(1, context.max_length - len(context.tokens)))
             while steps > 1 and self._key(context, steps - 1) != self._keys[context.request_id]:

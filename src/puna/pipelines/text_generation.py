@@ -8,10 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from puna.driver import Buffer
+from puna.errors import InvalidRequestError
 from puna.nn.kv_cache import KVCacheInputs, increment_cache_lengths
 from puna.pipelines.batch import GenerationDelta, ScheduledBatch, StepResult
 from puna.pipelines.context import LogProbabilities, TextContext
 from puna.pipelines.kv_cache import PagedKVCacheManager
+from puna.pipelines.lib.log_probabilities import MAX_TOP_N
 from puna.pipelines.request import RequestID
 from puna.pipelines.sampling import Sampler
 from puna.pipelines.scheduler import Scheduler
@@ -63,6 +65,7 @@ class TextGenerationPipeline:
         scheduler: Owns the requests.
         sampler: Chooses tokens.
         session: The model's session, for log-probabilities.
+        has_all_logits: Whether a step returns the logits of all its tokens, so that prompts can be echoed.
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class TextGenerationPipeline:
         scheduler: Scheduler,
         sampler: Sampler,
         session: Any = None,
+        has_all_logits: bool = False,
     ) -> None:
+        self._has_all_logits = has_all_logits
         self._model = model
         self._kv = kv_manager
         self._scheduler = scheduler
@@ -91,6 +96,14 @@ class TextGenerationPipeline:
             InvalidRequestError: It asks for what is not there, or can never fit the cache.
             QueueFullError: Too many wait.
         """
+        top_n = context.log_probabilities
+        if top_n > MAX_TOP_N:
+            raise InvalidRequestError(f"must be from 0 to {MAX_TOP_N}, got {top_n}", param="logprobs")
+        if context.is_prompt_echoed and not self._has_all_logits:
+            raise InvalidRequestError(
+                "log-probabilities of the prompt need the logits of every token; load the model with enable_echo",
+                param="echo",
+            )
         self._scheduler.add(context)
 
     def abort(self, request_id: RequestID) -> bool:
@@ -130,7 +143,7 @@ class TextGenerationPipeline:
         model: LogProbabilityModel = self._model  # type: ignore[assignment]  # asked for by requests only
         next_tokens = np.zeros(len(batch.rows), dtype=np.int64)
         next_tokens[batch.sampling_indices] = tokens
-        echo = [row.context.log_probabilities_echo for row in batch.rows]
+        echo = [row.context.is_prompt_echoed for row in batch.rows]
         records = model.compute_log_probabilities(
             self._session, inputs, outputs, Buffer.from_numpy(next_tokens), asked, echo
         )
