@@ -107,6 +107,7 @@ nb::list trace_records(Program& program) {
     item["name"] = record.name;
     item["layer"] = record.layer;
     item["seconds"] = record.seconds;
+    item["waited"] = record.waited;
     item["bytes"] = record.cost.bytes;
     item["flops"] = record.cost.flops;
     result.append(item);

@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <stdexcept>
@@ -154,23 +155,29 @@ void Program::execute(const Inputs& inputs, const std::vector<ArrayView>& output
   scratch_.reserve(scratch_floats * threads * static_cast<int64_t>(sizeof(float)));
   float* scratch = reinterpret_cast<float*>(scratch_.data());
 
-  std::vector<double> ends(is_traced_ ? timeline_.size() + 1 : 0);
+  // For each thread when it had done its part of each instruction, and when it went on after the barrier.
+  const size_t count = is_traced_ ? timeline_.size() + 1 : 0;
+  std::vector<Stamp> stamps(count * static_cast<size_t>(threads));
   ThreadPool::instance().run(threads, [&](int thread, Barrier& barrier) {
     const Worker worker{kernels_, thread, threads, barrier, scratch + thread * scratch_floats};
-    const bool is_timing = is_traced_ && thread == 0;
-    if (is_timing) ends[0] = now_seconds();
+    Stamp* own = is_traced_ ? stamps.data() + count * static_cast<size_t>(thread) : nullptr;
+    if (own != nullptr) own->went_on = now_seconds();
     for (size_t i = 0; i < timeline_.size(); ++i) {
       const Placed& placed = timeline_[i];
       placed.entry->instruction->run(step_, placed.frame, worker, counters_.get() + i * kCountersPerInstruction);
+      if (own != nullptr) own[i + 1].done = now_seconds();
       barrier.meet();
-      if (is_timing) ends[i + 1] = now_seconds();
+      if (own != nullptr) own[i + 1].went_on = now_seconds();
     }
   });
-  if (is_traced_) note_trace(ends);
+  if (is_traced_) note_trace(stamps, count);
 }
 
-void Program::note_trace(const std::vector<double>& ends) {
+void Program::note_trace(const std::vector<Stamp>& stamps, size_t count) {
   records_.clear();
+  // An instruction ends when the first thread goes on: another one may have been taken off its core meanwhile.
+  std::vector<double> ends(count, HUGE_VAL);
+  for (size_t i = 0; i < stamps.size(); ++i) ends[i % count] = std::min(ends[i % count], stamps[i].went_on);
   for (size_t i = 0; i < timeline_.size(); ++i) {
     const Placed& placed = timeline_[i];
     TraceRecord& record = records_.emplace_back();
@@ -178,6 +185,7 @@ void Program::note_trace(const std::vector<double>& ends) {
     record.name = placed.entry->name;
     record.layer = placed.frame.layer;
     record.seconds = ends[i + 1] - ends[i];
+    for (size_t at = i + 1; at < stamps.size(); at += count) record.waited += ends[i + 1] - stamps[at].done;
     record.cost = placed.entry->instruction->cost(step_, placed.frame);
   }
 }

@@ -17,6 +17,7 @@ struct TraceRecord {
   std::string name;
   int64_t layer = 0;
   double seconds = 0;
+  double waited = 0;  // of all threads together, for the slowest one
   Cost cost;
 };
 
@@ -67,7 +68,10 @@ class Program {
 
   void require_open() const;
   void place(const Function& function, const Frame& frame);
-  void note_trace(const std::vector<double>& ends);
+  struct Stamp {
+    double done = 0, went_on = 0;  // seconds
+  };
+  void note_trace(const std::vector<Stamp>& stamps, size_t count);
 
   const KernelTable& kernels_;
   std::mutex mutex_;

@@ -33,6 +33,7 @@ class _TraceRecord(TypedDict):
     name: str
     layer: int
     seconds: float
+    waited: float
     bytes: int
     flops: int
 

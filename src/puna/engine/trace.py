@@ -38,6 +38,7 @@ class TraceRecord:
         bytes: Bytes of weights, cache and activations that it had to move.
         flops: Arithmetic operations.
         share_of_limit: The larger of its shares of the machine's memory and arithmetic limits, 0 to about 1.
+        waited: How long threads waited for the slowest one, summed over threads.
     """
 
     op: str
@@ -47,6 +48,7 @@ class TraceRecord:
     bytes: int
     flops: int
     share_of_limit: float
+    waited: float = 0.0
 
     @property
     def gbps(self) -> float:
@@ -96,6 +98,7 @@ class Trace:
                 "GB/s": round(record.gbps, 3),
                 "GFLOP/s": round(record.gflops, 3),
                 "share of limit": round(record.share_of_limit, 4),
+                "waited us": round(record.waited * 1e6, 3),
             }
             name = f"{record.op} {record.name}".rstrip()
             duration = record.seconds * 1e6
@@ -129,4 +132,5 @@ def _record(record: Mapping[str, Any], limits: MachineLimits) -> TraceRecord:
         bytes=moved,
         flops=flops,
         share_of_limit=share,
+        waited=float(record.get("waited", 0.0)),
     )
