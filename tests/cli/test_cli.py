@@ -198,7 +198,7 @@ def test_stop_strings_end_the_text_before_them(puna: Puna, tiny: str) -> None:
         (["--seed", "-1"], "seed"),
         (["--max-length", "300"], "max_length"),
         (["--max-length", "3"], "prompt"),
-        (["--chat-template", "/nonexistent"], "chat template"),
+        (["--chat-template", "/nonexistent"], "chat_template"),
     ],
 )
 def test_values_out_of_range_are_named(puna: Puna, tiny: str, arguments: list[str], param: str) -> None:

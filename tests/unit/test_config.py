@@ -268,8 +268,11 @@ class TestModelConfig:
         assert MAXModelConfig(chat_template=wrapped).read_chat_template() == "{{ x }}"
         with pytest.raises(InvalidRequestError, match="chat_template"):
             MAXModelConfig(chat_template=broken).read_chat_template()
-        with pytest.raises(ModelNotFoundError):
+        with pytest.raises(InvalidRequestError, match="chat_template: there is no file"):
             MAXModelConfig(chat_template=tmp_path / "d").read_chat_template()
+        plain.write_bytes(b"ab\xff")
+        with pytest.raises(InvalidRequestError, match=r"a\.jinja is not UTF-8 \(byte 2\)"):
+            MAXModelConfig(chat_template=plain).read_chat_template()
 
     def test_an_unresolved_encoding_is_an_error(self) -> None:
         with pytest.raises(InvalidRequestError, match="quantization_encoding"):

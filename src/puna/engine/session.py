@@ -13,7 +13,7 @@ from puna.engine.native_program import LoadReport, Native, NativeExecutor
 from puna.engine.reference import ReferenceExecutor
 from puna.engine.registry import WeightSource, bind_weights
 from puna.engine.trace import MachineLimits
-from puna.errors import UnsupportedModelError
+from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import Graph
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ ExecutorName = Literal["native", "reference"]
 Precision = Literal["auto", "float32"]
 
 _PROBE_S: Final = 0.5
+_MAX_THREADS: Final = 1024  # of the native pool
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +41,7 @@ class InferenceSession:
 
     Raises:
         UnsupportedModelError: several devices, or one that is no CPU.
-        ValueError: a number of threads below 1, or an unknown precision.
+        ValueError: a number of threads outside 1 to 1024, or an unknown precision.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class InferenceSession:
         self.devices = list(devices) if devices is not None else [CPU()]
         if len(self.devices) != 1 or not self.devices[0].is_host:
             raise UnsupportedModelError("devices", [str(d) for d in self.devices], supported="one CPU")
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+        if num_threads is not None and not 1 <= num_threads <= _MAX_THREADS:
+            raise InvalidRequestError(f"must be from 1 to {_MAX_THREADS}, got {num_threads}", param="num_threads")
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         self.precision: Precision = precision

@@ -213,6 +213,8 @@ class LLM:
                 f"{self.max_length} tokens leaves room for",
                 param="prompt",
             )
+        # Rows beyond the tokenizer are padding; tokens beyond the rows cannot be read.
+        vocab_size = min(self.tokenizer.vocab_size, self._model.config.vocab_size)
         room = self.max_length - len(ids)
         ends = frozenset(self.tokenizer.eos_token_ids) | frozenset(params.stop_token_ids or ())
         context = TextContext(
@@ -224,8 +226,7 @@ class LLM:
             model_name=request.model_name,
             log_probabilities=request.logprobs,
             log_probabilities_echo=request.echo,
-            # Rows beyond the tokenizer are padding; tokens beyond the rows cannot be read.
-            vocab_size=min(self.tokenizer.vocab_size, self._model.config.vocab_size),
+            vocab_size=vocab_size,
         )
         # An answer is a text of its own; a continuation goes on where the prompt ends.
         answer = Answer(context, self.tokenizer, [] if request.messages is not None else ids)

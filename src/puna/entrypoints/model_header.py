@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from puna.dtype import DType
+from puna.engine.registry import bind_weights
 from puna.graph.weights import GGUFWeights, Weights
 from puna.models import ModelFiles, find_model
-from puna.nn.transformer import ReturnLogits
+from puna.nn.transformer import ReturnLogits, build_decoder_graph
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.kv_cache import MachineMemory
 from puna.pipelines.lib import PIPELINE_REGISTRY, KVCacheConfig, MAXModelConfig, PipelineConfig, SupportedArchitecture
@@ -258,6 +259,8 @@ def _finalize(
         norm_method=model.norm_method,
         attention_bias=model.attention_bias,
     )
+    # What a load would refuse is refused here: numbers that the tensors contradict make no estimate.
+    bind_weights(build_decoder_graph(arch_config.decoder_spec(), state_dict), state_dict)
 
 
 def open_tokenizer(model: str, *, revision: str | None = None, chat_template: Path | None = None) -> Tokenizer:

@@ -47,8 +47,8 @@ def find_model(name: str, *, revision: str | None = None, may_fetch: bool = True
         ModelNotFoundError: There is none, or the name fits several; the message lists what there is.
         UnsupportedModelError: The files are of a kind that is never read, such as pickles.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = _existing_path(name)
+    if path is not None:
         _refuse_revision(name, revision)
         return in_directory(name, path) if path.is_dir() else in_file(name, path)
     if name == DEFAULT_MODEL:
@@ -77,7 +77,7 @@ def pull_model(name: str, *, revision: str | None = None) -> ModelFiles:
     Raises:
         ModelNotFoundError: As `find_model`; also for a path, which there is nothing to fetch for.
     """
-    hub_name = None if name == DEFAULT_MODEL or Path(name).exists() else hub.parse_name(name, revision)
+    hub_name = None if name == DEFAULT_MODEL or _existing_path(name) is not None else hub.parse_name(name, revision)
     if hub_name is not None and not _looks_like_path(name):
         return dataclasses.replace(hub.fetch(hub_name), name=name)
     return find_model(name, revision=revision)
@@ -93,7 +93,7 @@ def remove_model(name: str, *, revision: str | None = None) -> RemovedModel:
     if name == DEFAULT_MODEL:
         _refuse_revision(name, revision)
         freed = packaged.remove_default_model()
-    elif Path(name).expanduser().exists():
+    elif _existing_path(name) is not None:
         raise InvalidRequestError(f"{name} is a path; only fetched models are removed", param="MODEL")
     else:
         hub_name = hub.parse_name(name, revision)
@@ -112,6 +112,14 @@ def list_models() -> list[InstalledModel]:
     for item in hub.list_cached():
         models.append(InstalledModel(item.name, item.kind, item.path, item.size_bytes, "hub"))
     return models
+
+
+def _existing_path(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long for a file system, no such user, a zero byte
+        return None
 
 
 def _looks_like_path(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from puna.dtype import DType
@@ -67,7 +68,7 @@ class WeightDeclarations:
         full = self.prefix + name
         data = self.weights.get(full)
         if data is None:
-            raise WeightsError("is missing from the checkpoint", tensor=full)
+            raise WeightsError("is missing from the checkpoint", file=self._checkpoint(), tensor=full)
         file = data.source.path if data.source is not None else None
         if tuple(data.shape) != shape:
             message = f"has shape {list(data.shape)}, the model needs {list(shape)}"
@@ -80,3 +81,8 @@ class WeightDeclarations:
         elif not (allows_blocks and encoding.is_gguf):
             raise UnsupportedModelError(f"encoding of {data.name}", str(encoding), file=file)
         return Weight(full.removeprefix(self.base), data.dtype, shape, quantization_encoding=encoding)
+
+    def _checkpoint(self) -> Path | None:
+        """The file that the weights come from; of several files their directory."""
+        files = {data.source.path for data in self.weights.values() if data.source is not None}
+        return min(files) if len(files) < 2 and files else min((file.parent for file in files), default=None)

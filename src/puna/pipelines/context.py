@@ -251,9 +251,11 @@ class TextContext:
         """For each of the next steps the tokens that may not be chosen because `min_new_tokens` is not reached.
 
         Returns:
-            `num_steps` arrays, int64 `[m]`: the end-of-sequence ids, sorted, or empty once enough was generated.
+            `num_steps` arrays, int64 `[m]`: the end-of-sequence ids, sorted, or empty once enough was generated. Ids
+            outside the vocabulary are never drawn and left out.
         """
-        ids = np.array(sorted(self.eos_tracker.eos_token_ids), dtype=np.int64)
+        known = (token for token in self.eos_tracker.eos_token_ids if not self.vocab_size or token < self.vocab_size)
+        ids = np.array(sorted(known), dtype=np.int64)
         missing = self.sampling_params.min_new_tokens - len(self.output_tokens)
         return [ids if step < missing else ids[:0] for step in range(num_steps)]
 

@@ -28,6 +28,7 @@ Int64Array: TypeAlias = npt.NDArray[np.int64]
 _UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 
 _CANDIDATES: Final = 1024
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _SHIFT: Final = np.uint64(32)
 
@@ -171,8 +172,11 @@ def _apply_penalties(line: Float32Array, row: SamplingRow) -> None:
     if params.repetition_penalty != 1:
         seen = np.unique(row.tokens)
         values = line[seen]
-        penalty = np.float32(params.repetition_penalty)
-        line[seen] = np.where(values > 0, values / penalty, values * penalty)
+        penalty = np.float32(min(params.repetition_penalty, _FLOAT32_MAX))
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # of both branches one is not used
+            weakened = np.where(values > 0, values / penalty, values * penalty)
+        # An absurd penalty must not make an infinity of a finite logit: infinities tell of broken models.
+        line[seen] = np.where(np.isfinite(values), np.clip(weakened, -_FLOAT32_MAX, _FLOAT32_MAX), values)
     if params.frequency_penalty != 0 or params.presence_penalty != 0:
         generated, counts = np.unique(row.tokens[row.prompt_length :], return_counts=True)
         line[generated] -= np.float32(params.frequency_penalty) * counts.astype(np.float32)
@@ -237,10 +241,10 @@ def _cut_within(
     """
     num_rows, vocabulary = scaled.shape
     ordered = -np.sort(np.partition(-scaled, width - 1, axis=1)[:, :width], axis=1)
-    top_k = np.array([item.top_k if item.top_k > 0 else vocabulary for item in params], dtype=np.int64)
+    top_k = np.array([item.top_k if 0 < item.top_k < vocabulary else vocabulary for item in params], dtype=np.int64)
     min_p = np.array([item.min_p for item in params])[:, None]
     top_p = np.array([item.top_p for item in params])
-    counts = np.minimum(np.minimum(top_k, vocabulary), (weights >= min_p).sum(axis=1))
+    counts = np.minimum(top_k, (weights >= min_p).sum(axis=1))
     rows = np.arange(num_rows)
     cumulated = np.cumsum(np.exp(ordered), axis=1)
     all_stay = counts == vocabulary

@@ -247,17 +247,20 @@ class MAXModelConfig:
         """The text of `chat_template`: the file itself, or the `chat_template` of the JSON object in it.
 
         Raises:
-            ModelNotFoundError: there is no such file.
-            InvalidRequestError: the JSON object has no `chat_template` text.
+            InvalidRequestError: there is no such file, it is no text, or its JSON object has no `chat_template` text.
         """
         if self.chat_template is None:
             return None
         if not self.chat_template.is_file():
-            raise ModelNotFoundError(str(self.chat_template), "there is no such chat template file")
-        text = self.chat_template.read_text(encoding="utf-8")
+            raise InvalidRequestError(f"there is no file {self.chat_template}", param="chat_template")
+        try:
+            text = self.chat_template.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            message = f"{self.chat_template} is not UTF-8 (byte {error.start})"
+            raise InvalidRequestError(message, param="chat_template") from error
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             return text
         template = value.get("chat_template") if isinstance(value, dict) else None
         if not isinstance(template, str):

@@ -345,7 +345,7 @@ class Llama3Config(ArchConfigWithKVCache):
         """Define parameters that can't be determined just from the pipeline config.
 
         Layer 0 tells the layout of all layers. Biases that the checkpoint holds are never left out: `attention_bias`
-        is also set where the configuration or the tensors have them.
+        and `mlp_bias` are also set where the configuration or the tensors have them.
 
         Args:
             huggingface_config: The checkpoint's configuration.
@@ -370,7 +370,7 @@ class Llama3Config(ArchConfigWithKVCache):
         states_bias = read_flag(huggingface_config, "attention_bias", False)
         self.attention_bias = attention_bias or layout.attention_bias or states_bias
         self.attention_output_bias = layout.attention_output_bias
-        self.mlp_bias = layout.mlp_bias
+        self.mlp_bias = layout.mlp_bias or read_flag(huggingface_config, "mlp_bias", False)
         self.return_logits = ReturnLogits(return_logits)
         self.return_hidden_states = ReturnHiddenStates(return_hidden_states)
 
