@@ -69,14 +69,14 @@ def test_version_starts_at_once_and_imports_nothing_heavy() -> None:
         "heavy = {'numpy', 'rich', 'tokenizers', 'jinja2', 'huggingface_hub', 'ml_dtypes', 'puna._native'}; "
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )
-    durations = []
-    for _ in range(3):
+    durations: list[float] = []
+    while len(durations) < 10 and min(durations, default=1.0) >= 0.3:  # a busy machine gets more tries
         begin = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         durations.append(time.perf_counter() - begin)
         assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"puna {__version__}\n")
-    assert min(durations) < 0.3
+        assert done.stdout.startswith(f"puna {__version__}\n")
+    assert min(durations) < 0.3, durations
 
 
 def test_help_lists_every_command(puna: Puna) -> None:
