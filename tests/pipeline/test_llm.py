@@ -117,6 +117,12 @@ def test_log_probabilities_come_with_tokens(model: str) -> None:
         assert record.token_log_probabilities == [best[delta.tokens[0]]]
 
 
+def test_tokens_without_text(model: str) -> None:
+    llm = LLM(model)
+    with_text, without = (llm.generate([request("Hello", detokenize=wanted)])[0] for wanted in (True, False))
+    assert without.token_ids == with_text.token_ids and with_text.text and without.text == ""
+
+
 def test_end_of_sequence_and_stop_tokens(model: str) -> None:
     llm = LLM(model)
     (whole,) = llm.generate([request("Hello")])

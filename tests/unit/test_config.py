@@ -153,9 +153,10 @@ class TestSamplingConfig:
         with pytest.raises(InvalidRequestError, match="in_dtype"):
             SamplingConfig(in_dtype=DType.float16)
 
-    @pytest.mark.parametrize(
-        "name", ["enable_structured_output", "enable_variable_logits", "enable_penalties", "enable_min_tokens"]
-    )
+    def test_abilities_that_every_request_has(self) -> None:
+        SamplingConfig(enable_penalties=True, enable_min_tokens=True).require_implemented()
+
+    @pytest.mark.parametrize("name", ["enable_structured_output", "enable_variable_logits"])
     def test_abilities_that_are_not_there(self, name: str) -> None:
         with pytest.raises(InvalidRequestError, match=name):
             SamplingConfig(**{name: True}).require_implemented()
@@ -307,7 +308,7 @@ class TestPipelineConfig:
             ({"speculative": SpeculativeConfig(speculative_method="mtp")}, "speculative_method"),
             ({"model": {"devices": "cpu:0,1"}}, "devices"),
             ({"model": {"devices": "cpu:0,1", "data_parallel_degree": 2}}, "data_parallel_degree"),
-            ({"sampling": SamplingConfig(enable_penalties=True)}, "enable_penalties"),
+            ({"sampling": SamplingConfig(enable_variable_logits=True)}, "enable_variable_logits"),
             ({"task": "embeddings_generation"}, "task"),
         ],
         ids=str,

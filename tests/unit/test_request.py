@@ -53,6 +53,7 @@ def test_zero_top_k_means_all_and_zero_temperature_means_greedy() -> None:
         {"seed": -1},
         {"seed": 1 << 64},
         {"stop": ("a", "")},
+        {"stop": "a", "detokenize": False},
         {"stop_token_ids": (1, -1)},
     ],
     ids=str,

@@ -71,7 +71,8 @@ class Answer:
     def __init__(self, context: TextContext, tokenizer: Tokenizer, before: Sequence[int]) -> None:
         self.context = context
         self.deltas: deque[TextDelta] = deque()
-        self._detokenizer = IncrementalDetokenizer(tokenizer, before)
+        wants_text = context.sampling_params.detokenize
+        self._detokenizer = IncrementalDetokenizer(tokenizer, before) if wants_text else None
         self._stops = StopStringChecker(context.eos_tracker.eos_stop_strings)
         self._all: list[TextDelta] = []
         self._num_cached_tokens = 0
@@ -92,14 +93,14 @@ class Answer:
         tokens: list[int] = []
         for token in delta.tokens:
             tokens.append(token)
-            result = self._stops.add(self._detokenizer.add(token))
+            result = self._stops.add(self._detokenizer.add(token) if self._detokenizer is not None else "")
             text += result.text
             if result.stop is not None:
                 finish = FinishReason.STOP
                 break
         is_stopped = self._stops.stopped is not None
         if finish is not None and not is_stopped:
-            last = self._stops.add(self._detokenizer.flush())
+            last = self._stops.add(self._detokenizer.flush() if self._detokenizer is not None else "")
             text += last.text if last.stop is not None else last.text + self._stops.flush()
         records = delta.log_probabilities[: len(tokens)]
         made = TextDelta(text, tuple(tokens), finish, records, None if is_stopped else delta.error)

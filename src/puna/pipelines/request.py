@@ -92,7 +92,7 @@ class SamplingParams:
         ignore_eos: End-of-sequence tokens do not end the request (stop strings still do).
         stop: Strings that end the text; they are cut off.
         stop_token_ids: Further tokens that end the request.
-        detokenize: Whether text is made of the tokens.
+        detokenize: Whether text is made of the tokens. Without text there are no stop strings.
         seed: Start of the request's random numbers, 0 to 2**64 - 1. Drawn at random unless given.
         logits_processors: Functions that edit the request's logits before everything else, in order.
 
@@ -178,6 +178,8 @@ class SamplingParams:
             texts = (stop,) if isinstance(stop, str) else tuple(self.stop or ())
             if not all(isinstance(text, str) and text for text in texts):
                 raise InvalidRequestError("must be strings that are not empty", param="stop")
+            if texts and not self.detokenize:
+                raise InvalidRequestError("stop strings are looked for in text, and detokenize is off", param="stop")
             object.__setattr__(self, "stop", texts)
         if self.stop_token_ids is not None:
             for token in self.stop_token_ids:

@@ -106,8 +106,10 @@ class Scheduler:
         limit = self._limits.max_waiting
         if limit is not None and len(self._waiting) >= limit:
             raise QueueFullError(limit)
-        if context.json_schema is not None or context.grammar is not None:
+        if context.json_schema is not None or context.grammar is not None or context.matcher is not None:
             raise InvalidRequestError("structured output is not available", param="response_format")
+        if context.target_endpoint is not None:
+            raise InvalidRequestError("requests are not handed to other workers", param="target_endpoint")
         if context.sampling_params.thinking_temperature is not None:
             raise InvalidRequestError("reasoning sections are not told apart", param="thinking_temperature")
         known = {other.request_id for other in self._waiting} | self._running.keys()

@@ -19,8 +19,9 @@ class SamplingConfig:
         out_dtype: Element type of the probabilities it makes; float32.
         enable_structured_output: Whether requests may ask for JSON or a grammar.
         enable_variable_logits: Whether a step may return several rows of logits per request.
-        enable_penalties: Whether requests may penalize repetition.
-        enable_min_tokens: Whether requests may ask for a smallest number of tokens.
+        enable_penalties: Whether requests may penalize repetition. They always may: it costs requests without
+            penalties nothing.
+        enable_min_tokens: Whether requests may ask for a smallest number of tokens. They always may.
         sample_on_host: Whether tokens are chosen on the host. Here the device is the host, so both values mean the
             same.
 
@@ -46,8 +47,8 @@ class SamplingConfig:
         """Refuse what no sampler does yet.
 
         Raises:
-            InvalidRequestError: one of the four abilities is asked for.
+            InvalidRequestError: structured output or variable logits are asked for.
         """
-        for name in ("enable_structured_output", "enable_variable_logits", "enable_penalties", "enable_min_tokens"):
+        for name in ("enable_structured_output", "enable_variable_logits"):
             if getattr(self, name):
                 raise InvalidRequestError("is not implemented", param=name)
