@@ -124,6 +124,7 @@ class Buffer:
             raise ValueError(f"{filename}: bytes {offset} to {offset + num_bytes} are asked for, the file has {size}")
         if num_bytes == 0:
             return cls(dtype, extents)
+        # The stub wants the mode as a literal; here it comes out of a table.
         raw: Any = np.memmap(filename, np.uint8, _MAP_MODES[mode], offset, (num_bytes,))  # type: ignore[call-overload]
         return cls._wrap(np.asarray(raw).view(dtype.to_numpy()).reshape(extents))
 

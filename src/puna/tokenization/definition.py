@@ -72,6 +72,7 @@ class RankedMerges:
             if piece[:cut] in known and piece[cut:] in known
         ]
         # One pass over the list in C is cheaper than an index of it: there are few calls, and the list is long.
+        # Merges are all texts or all pairs, as `_as_text` says, which their one declared type cannot.
         found: list[tuple[str, str]]
         if self._as_text:
             wanted = {f"{left} {right}": (left, right) for left, right in pairs}

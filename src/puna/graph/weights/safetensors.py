@@ -226,5 +226,6 @@ class SafetensorWeights(Weights):
     @property
     def metadata(self) -> MappingProxyType[str, str]:
         """The texts of `__metadata__`, of all files together."""
+        # Checkpoints of either format keep metadata of any type; the reader of this one has let texts through only.
         described: MappingProxyType[str, str] = self._checkpoint.metadata  # type: ignore[assignment]
         return described
