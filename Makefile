@@ -2,6 +2,8 @@
 # make build   the package, installed for development        make test     the fast tests
 # make check   style, types, layers, sanitizers, NEON         make slow     the slow tests
 # make oracles comparison with torch, transformers, llama.cpp make wheel    a wheel, run without a compiler
+# make bench   speed of MODEL                              make gate     kernels against a calibration loop
+# make versus  Puna and llama.cpp in turn, same files
 # make clean   removes what was built (make distclean: the environments too)
 
 PYTHON ?= python3
@@ -20,7 +22,7 @@ REPLAY_CASES := tests/kernels/cases
 CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL
 
-.PHONY: run build dev test slow check lint sanitize sanitize-address sanitize-thread neon oracles wheel clean distclean
+.PHONY: run build dev test slow check lint sanitize sanitize-address sanitize-thread neon oracles wheel bench gate versus clean distclean
 .DELETE_ON_ERROR:
 
 run: build
@@ -114,6 +116,15 @@ neon: $(VENV)/.tools
 		-DPUNA_PYTHON=OFF -DPUNA_REPLAY=ON >build/neon.log || { cat build/neon.log; exit 1; }; \
 	$(BIN)/cmake --build build/neon && \
 	qemu-aarch64 -L /usr/aarch64-linux-gnu build/neon/puna_replay $(REPLAY_CASES)
+
+bench: build
+	@$(BIN)/puna bench $(MODEL)
+
+gate: dev
+	@$(BIN)/python benchmarks/gate.py
+
+versus: dev
+	@$(BIN)/python benchmarks/versus_llamacpp.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.dev $(ORACLES)/.built

@@ -183,6 +183,10 @@ struct KernelTable {
   // As quantize_a8, in two terms: rows 2·first_row … of a8, two for each row of x.
   void (*quantize_a8_two_terms)(const float* x, int64_t ldx, int64_t first_row, int64_t rows, int64_t cols,
                                 uint8_t* a8);
+  // Arithmetic in registers, for measuring: float32 multiply-adds, products of bytes. Return the number of operations
+  // (a multiply-add is two); `out` takes 16 floats that mean nothing.
+  int64_t (*float_peak)(int64_t repeats, float* out);
+  int64_t (*int8_peak)(int64_t repeats, float* out);
 };
 
 namespace scalar {

@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <vector>
 
-#include "../quant/a8.h"
 #include "cpu_info.h"
 #include "memory.h"
-#include "product.h"
 #include "text.h"
 #include "thread_pool.h"
-#include "weights.h"
 
 namespace puna {
 namespace {
@@ -21,18 +19,25 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-// A sum of the first bytes of every cache line, so that the reads are not thrown away.
+// A sum of the first bytes of every cache line, so that the reads are not thrown away. `Ahead`: bytes by which lines
+// are asked for before they are read, 0: not at all. Some processors' own foresight is better, that of others is not.
+template <int Ahead>
 uint64_t read_lines(const uint8_t* data, int64_t bytes) {
   const uint64_t* words = reinterpret_cast<const uint64_t*>(data);
   const int64_t count = bytes / 8;
   uint64_t sums[8] = {};
   for (int64_t i = 0; i + 64 <= count; i += 64) {
-    for (int line = 0; line < 8; ++line) sums[line] += words[i + 8 * line];
+    for (int line = 0; line < 8; ++line) {
+      if constexpr (Ahead != 0) __builtin_prefetch(words + i + 8 * line + Ahead / 8);
+      sums[line] += words[i + 8 * line];
+    }
   }
   uint64_t total = 0;
   for (const uint64_t sum : sums) total += sum;
   return total;
 }
+
+constexpr uint64_t (*kReaders[])(const uint8_t*, int64_t) = {read_lines<0>, read_lines<1024>, read_lines<4096>};
 
 // The best of repeated passes over more memory than the caches hold.
 double measure_read(double seconds, int threads) {
@@ -46,69 +51,54 @@ double measure_read(double seconds, int threads) {
   memory.reserve(bytes);
   const int64_t share = bytes / threads;
   double best = 0;
-  std::vector<uint64_t> sums(static_cast<size_t>(threads) * 8);
+  struct alignas(64) Part {
+    Clock::time_point begin, end;
+    uint64_t sum = 0;
+  };
+  std::vector<Part> parts(static_cast<size_t>(threads));
   const Clock::time_point begin = Clock::now();
   bool is_first = true;
+  size_t pass = 0;
   do {
-    double elapsed = 0;
+    const auto reader = kReaders[pass++ % std::size(kReaders)];
     ThreadPool::instance().run(threads, [&](int thread, Barrier& barrier) {
-      uint8_t* part = memory.data() + share * thread;
+      uint8_t* data = memory.data() + share * thread;
+      Part& part = parts[static_cast<size_t>(thread)];
       if (is_first) {  // pages that nobody wrote to are all the same one
-        for (int64_t i = 0; i < share; i += 4096) part[i] = 1;
+        for (int64_t i = 0; i < share; i += 4096) data[i] = 1;
       }
       barrier.meet();
-      const Clock::time_point start = Clock::now();
-      sums[static_cast<size_t>(thread) * 8] += read_lines(part, share);
-      barrier.meet();
-      if (thread == 0) elapsed = seconds_since(start);
+      part.begin = Clock::now();
+      part.sum += reader(data, share);
+      part.end = Clock::now();
     });
     is_first = false;
+    Clock::time_point start = parts[0].begin, end = parts[0].end;
+    for (const Part& part : parts) {
+      start = std::min(start, part.begin);
+      end = std::max(end, part.end);
+    }
+    const double elapsed = std::chrono::duration<double>(end - start).count();
     best = std::max(best, static_cast<double>(bytes) / elapsed * 1e-9);
   } while (seconds_since(begin) < seconds);
   return best;
 }
 
-// Eight rows times a few panels that stay in the nearest caches.
-double measure_products(const KernelTable& kernels, const char* format_name, double seconds, int threads) {
-  constexpr int64_t kRows = 8, kCols = 256, kOutputs = 64;
-  const Format& format = *find_format(format_name);
-  const int64_t bytes = kOutputs * kCols / format.block_elements * format.block_bytes;
-  const std::vector<uint8_t> stored(static_cast<size_t>(bytes));
-  const auto matrix = pack_matrix(format, stored.data(), bytes, kOutputs, kCols, false, 1);
-  MatmulArgs common = product_args(*matrix);
-  common.ldx = kCols;
-  common.m = kRows;
-  common.ldo = kOutputs;
-  const int64_t scratch_floats = kernels.matmul_scratch_floats(common) + 16;
-  // Memory of each thread, a page apart from the others'.
-  Memory scratch, a8, out;
-  const int64_t scratch_bytes = (scratch_floats * 4 + 4095) / 4096 * 4096;
-  const int64_t a8_bytes = (16 * a8_row_bytes(kCols) + 4095) / 4096 * 4096;
-  const int64_t out_bytes = kRows * kOutputs * 4;
-  scratch.reserve(scratch_bytes * threads);
-  a8.reserve(a8_bytes * threads);
-  out.reserve(out_bytes * threads);
-  const std::vector<float> x(kRows * kCols, 1.0f);
+// The best of repeated short runs in every thread, added up.
+double measure_arithmetic(int64_t (*peak)(int64_t, float*), double seconds, int threads) {
+  constexpr int64_t kRepeats = 20000;  // some hundred microseconds
   std::vector<double> rates(static_cast<size_t>(threads));
   ThreadPool::instance().run(threads, [&](int thread, Barrier& barrier) {
-    MatmulArgs args = common;
-    uint8_t* codes = a8.data() + a8_bytes * thread;
-    float* floats = reinterpret_cast<float*>(scratch.data() + scratch_bytes * thread);
-    kernels.quantize_a8(x.data(), kCols, 0, kRows, kCols, codes);
-    args.x = x.data();
-    args.a8 = codes;
-    args.out = reinterpret_cast<float*>(out.data() + out_bytes * thread);
+    alignas(64) float out[16];
+    double best = 0;
     barrier.meet();
     const Clock::time_point begin = Clock::now();
     do {
-      constexpr int kRepeats = 100;
       const Clock::time_point start = Clock::now();
-      for (int i = 0; i < kRepeats; ++i) {
-        kernels.matmul(args, 0, matrix->panels(), floats);
-      }
-      const double rate = 2.0 * kRows * kCols * kOutputs * kRepeats / seconds_since(start) * 1e-9;
-      rates[static_cast<size_t>(thread)] = std::max(rates[static_cast<size_t>(thread)], rate);
+      const int64_t operations = peak(kRepeats, out);
+      best = std::max(best, static_cast<double>(operations) / seconds_since(start) * 1e-9);
     } while (seconds_since(begin) < seconds);
+    rates[static_cast<size_t>(thread)] = best;
   });
   double total = 0;
   for (const double rate : rates) total += rate;
@@ -121,8 +111,8 @@ Limits measure_limits(const KernelTable& kernels, double seconds, int threads) {
   if (!(seconds >= 0.01 && seconds <= 60)) invalid("seconds must be 0.01 to 60, got ", seconds);
   Limits limits;
   limits.read_gbps = measure_read(seconds * 0.6, threads);
-  limits.f32_gflops = measure_products(kernels, "F32", seconds * 0.2, threads);
-  limits.int8_gops = measure_products(kernels, "Q4_0", seconds * 0.2, threads);
+  limits.f32_gflops = measure_arithmetic(kernels.float_peak, seconds * 0.2, threads);
+  limits.int8_gops = measure_arithmetic(kernels.int8_peak, seconds * 0.2, threads);
   return limits;
 }
 

@@ -7,8 +7,8 @@ namespace puna {
 
 struct Limits {
   double read_gbps = 0;   // reading memory that is in no cache
-  double f32_gflops = 0;  // products of float32 weights in the nearest cache
-  double int8_gops = 0;   // products of 4-bit weights with int8 activations, likewise
+  double f32_gflops = 0;  // float32 multiply-adds in registers
+  double int8_gops = 0;   // products of bytes, added up, likewise
 };
 
 // Takes about `seconds`. Throws std::invalid_argument for a time outside 0.01 … 60.

@@ -17,6 +17,8 @@ void attention(const AttentionArgs& args, const AttentionTile& tile, float* scra
 void attention_split(const AttentionArgs& args, const AttentionTile& tile, float* scratch, float* states);
 void attention_combine(const AttentionArgs& args, const AttentionTile& tile, float* states);
 int64_t attention_scratch_floats(const AttentionArgs& args);
+int64_t float_peak(int64_t repeats, float* out);
+int64_t int8_peak(int64_t repeats, float* out);
 
 // Calls f(column, lanes) for every group of 16 columns, `lanes` below 16 only in the last.
 template <typename F>

@@ -164,6 +164,7 @@ PUNA_INLINE fvec odd_bf16(bvec a) {
   PUNA_LANES(fvec, float_of(lanes[i] & 0xffff0000u));
 }
 PUNA_INLINE void pin(ivec&) {}
+PUNA_INLINE void pin(fvec&) {}
 
 // Integer products, for csrc/ops/dot_direct.h: the zero point is taken out of the codes, which then are signed.
 template <int Zero, bool Signed>

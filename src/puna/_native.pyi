@@ -62,7 +62,8 @@ def cpu_info(root: str = "/") -> _CpuInfo:
     """
 
 def measure_limits(seconds: float = 2.0, threads: int | None = None) -> dict[str, float]:
-    """What this machine can do: `read_gbps` from memory, `f32_gflops` and `int8_gops` of products out of the caches.
+    """What this machine can do: `read_gbps` from memory, `f32_gflops` and `int8_gops` in registers, with the
+    instructions of the default variant.
 
     Raises:
         ValueError: `seconds` is not 0.01 to 60.
