@@ -16,6 +16,7 @@ struct Maker {
 constexpr Maker kMakers[] = {
     {"embed", make_embed},
     {"norm", make_norm},
+    {"head_norm", make_head_norm},
     {"quantize", make_quantize},
     {"matmul", make_matmul},
     {"swiglu", make_swiglu},

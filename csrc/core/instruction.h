@@ -46,6 +46,7 @@ std::unique_ptr<const Instruction> make_instruction(const std::string& op, Field
 // One maker per instruction, in the files instructions_*.cpp.
 std::unique_ptr<const Instruction> make_embed(FieldReader& fields);
 std::unique_ptr<const Instruction> make_norm(FieldReader& fields);
+std::unique_ptr<const Instruction> make_head_norm(FieldReader& fields);
 std::unique_ptr<const Instruction> make_quantize(FieldReader& fields);
 std::unique_ptr<const Instruction> make_matmul(FieldReader& fields);
 std::unique_ptr<const Instruction> make_swiglu(FieldReader& fields);

@@ -66,6 +66,7 @@ ATTENTION = {
     "scale": 1.0,
     "window": 0,
 }
+HEAD_NORM = {"x": 0, "col": 0, "width": 64, "parts": 2, "eps": 1e-5, "weight": 0}
 COPY_OUT = {"x": 0, "col": 0, "width": 64, "output": 0, "out_col": 0, "rows": "T"}
 
 
@@ -105,6 +106,12 @@ def test_the_base_of_the_refusals_is_fine() -> None:
         ("norm", {**NORM, "weight": 1}, "'weight' must be a vector, weight 1 is a matrix"),
         ("norm", {**NORM, "weight": 7}, "'weight' is weight 7, the program has 3"),
         ("norm", {**NORM, "x": 1, "width": 32, "out": 1}, "'weight' must have 32 values, weight 0 has 64"),
+        ("head_norm", {**HEAD_NORM, "eps": -1.0}, "'eps' must be 0 or more"),
+        ("head_norm", {**HEAD_NORM, "parts": 0}, "'parts' must be 1 to"),
+        ("head_norm", {**HEAD_NORM, "col": 1}, "'x' needs columns 1 to 129 of buffer 0, which has"),
+        ("head_norm", {**HEAD_NORM, "width": 1 << 30, "parts": 1 << 30}, "parts of 1073741824 columns are too many"),
+        ("head_norm", {**HEAD_NORM, "parts": 1, "weight": 1}, "'weight' must be a vector, weight 1 is a matrix"),
+        ("head_norm", {**HEAD_NORM, "width": 32, "parts": 1}, "'weight' must have 32 values, weight 0 has 64"),
         ("quantize", {"x": 0, "col": 1, "width": 64, "out_a8": 3, "two_terms": False}, "needs columns 1 to 65"),
         ("quantize", {"x": 0, "col": 0, "width": 33, "out_a8": 3, "two_terms": False}, "blocks of 32 values"),
         ("quantize", {"x": 0, "col": 0, "width": 64, "out_a8": 1, "two_terms": True}, "needs rows of"),

@@ -149,6 +149,11 @@ class _Run:
         values = values if weight < 0 else values * self._w(weight)
         self._write_forms(values if bias < 0 else values + self._w(bias), out, out_a8)
 
+    def _head_norm(self, x: int, col: int, width: int, parts: int, eps: float, weight: int) -> None:
+        rows = self._read(x, width * parts, col)
+        (values,) = RMSNorm(None, eps).evaluate([rows.reshape(-1, width)], None)  # type: ignore[arg-type]
+        self._write(x, (values * self._w(weight)).reshape(rows.shape), col)
+
     def _quantize(self, x: int, col: int, width: int, out_a8: int, two_terms: bool) -> None:
         self._write_forms(self._read(x, width, col), -1, out_a8, two_terms)
 

@@ -125,8 +125,11 @@ def write_rows(variant: str, path: Path) -> None:
     case.emit("scale", x=total, out=divided, width=90, multiplier=0.7, divide=True)
     case.emit("clamp", x=divided, col=7, width=50, limit=0.5)
     case.emit("copy", x=total, col=1, out=divided, out_col=60, width=20)
+    heads, head = case.buffer(60), case.vector(random_rows(1, 18, 7)[0])
+    case.emit("copy", x=buffer, col=100, out=heads, out_col=0, width=60)
+    case.emit("head_norm", x=heads, col=3, width=18, parts=3, eps=1e-6, weight=head)
     case.emit("scale", x=total, out=total, width=90, multiplier=1.7, divide=False)
-    finish(path, case, 6, [*results, (gated, 96), (total, 90), (divided, 90)])
+    finish(path, case, 6, [*results, (heads, 60), (gated, 96), (total, 90), (divided, 90)])
 
 
 def write_angles(variant: str, path: Path) -> None:

@@ -12,7 +12,7 @@ from puna.graph import DeviceRef
 from puna.graph.weights.weight_data import WeightData
 from puna.nn.kv_cache import KVCacheParams
 from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, RotaryEmbedding
-from puna.nn.transformer import DecoderSpec, ReturnHiddenStates, ReturnLogits
+from puna.nn.transformer import DecoderSpec, NormPlace, ReturnHiddenStates, ReturnLogits
 
 Array = np.ndarray[Any, Any]
 
@@ -33,6 +33,19 @@ KNOBS: dict[str, dict[str, Any]] = {
     "interleaved": {"interleaved_rope": True},
     "window": {"sliding_window": 3},
     "window_of_one_layer": {"sliding_window": 3, "sliding_window_layers": frozenset({1})},
+    "post_norm": {"norm_places": frozenset({NormPlace.AFTER_ATTENTION, NormPlace.AFTER_MLP})},
+    "sandwich": {"norm_places": frozenset(NormPlace)},
+    "parallel": {
+        "norm_places": frozenset({NormPlace.BEFORE_ATTENTION}), "parallel_branches": True, "norm_method": "layer_norm",
+        "norm_has_weight": True, "residual_multiplier": 0.5,
+    },
+    "head_norm": {"qk_norm": "head"},
+    "row_norm": {"qk_norm": "row", "stacked_qkv": True},
+    "clip_and_norm": {"qk_norm": "head", "clip_qkv": 0.7, "attention_bias": True},
+    "unrotated": {"unrotated_layers": frozenset({1})},
+    "window_rope": {
+        "sliding_window": 3, "sliding_window_layers": frozenset({0}), "window_rope": RotaryEmbedding(16, 16, 100.0),
+    },
     "half_cache": {"kv_dtype": DType.float16},
     "bfloat16_cache": {"kv_dtype": DType.bfloat16},
     "longrope": {"rope": RotaryEmbedding(16, 16, 1e4, LongRoPEScalingParams([1.0] * 8, [4.0] * 8, 8, 64))},
@@ -107,14 +120,23 @@ def tiny_weights(spec: DecoderSpec, seed: int = 0, dtype: Any = np.float32) -> d
     matrix("embed_tokens", spec.vocab_size, hidden)
     for layer in range(spec.num_layers):
         base = f"layers.{layer}."
-        norm(f"{base}input_layernorm")
+        if NormPlace.BEFORE_ATTENTION in spec.norm_places:
+            norm(f"{base}input_layernorm")
         if spec.stacked_qkv:
             linear(f"{base}self_attn.qkv_proj", width + 2 * kv_width, hidden, spec.attention_bias)
         else:
             for name, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
                 linear(f"{base}self_attn.{name}_proj", rows, hidden, spec.attention_bias)
         linear(f"{base}self_attn.o_proj", hidden, width, spec.attention_output_bias)
-        norm(f"{base}post_attention_layernorm")
+        if NormPlace.BEFORE_MLP in spec.norm_places:
+            norm(f"{base}post_attention_layernorm")
+        for place, name in ((NormPlace.AFTER_ATTENTION, "attention_output"), (NormPlace.AFTER_MLP, "mlp_output")):
+            if place in spec.norm_places:
+                norm(f"{base}{name}_layernorm")
+        if spec.qk_norm is not None:
+            is_per_head = spec.qk_norm == "head"
+            vector(f"{base}self_attn.q_norm.weight", spec.head_dim if is_per_head else width, 1.0)
+            vector(f"{base}self_attn.k_norm.weight", spec.head_dim if is_per_head else kv_width, 1.0)
         if spec.stacked_mlp:
             linear(f"{base}mlp.gate_up_proj", 2 * size, hidden, spec.mlp_bias)
         else:

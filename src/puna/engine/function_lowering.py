@@ -19,7 +19,7 @@ from puna.graph import Call, Graph, Node, Value, Weight
 from puna.graph.ops.attention import KVStore, PagedAttention, Rope, RopeAngles
 from puna.graph.ops.elementwise import Add, Clamp, Divide, Scale, SwiGLU
 from puna.graph.ops.linear import Embedding, MatMul
-from puna.graph.ops.norm import LayerNorm, RMSNorm
+from puna.graph.ops.norm import HeadNorm, LayerNorm, RMSNorm
 from puna.graph.ops.rows import ConcatColumns, GatherLast, GatherVariable, SliceColumns, VariableOffsets
 
 __all__ = ["FunctionLowering", "SubgraphLowering"]
@@ -170,6 +170,8 @@ class FunctionLowering:
                 self._scale(node, divisor, is_division=True)
             case Clamp(limit=limit):
                 self._clamp(node, limit)
+            case HeadNorm():
+                self._head_norm(node, node.op)
             case SwiGLU():
                 self._swiglu(node)
             case SliceColumns(start=start):
@@ -238,15 +240,34 @@ class FunctionLowering:
         self.define(value, Place(out))
 
     def _clamp(self, node: Node, limit: float) -> None:
+        place = self._own_place(node)
+        width = node.outputs[0].type.width
+        self.emit("clamp", x=place.buffer, col=place.col, width=width, limit=limit)
+        self.define(node.outputs[0], place)
+
+    def _head_norm(self, node: Node, op: HeadNorm) -> None:
+        place, value, width = self._own_place(node), node.outputs[0], op.weight.shape[0]
+        self.emit(
+            "head_norm",
+            x=place.buffer,
+            col=place.col,
+            width=width,
+            parts=value.type.width // width,
+            eps=op.eps,
+            weight=WeightRef(op.weight.name),
+        )
+        self.define(value, place)
+
+    def _own_place(self, node: Node) -> Place:
+        """Where the operand is, if nobody needs it afterwards; else a copy. What works in place may write there."""
         (x,), value = node.inputs, node.outputs[0]
         place = self.placement.place(x)
         self.placement.retire(node)
-        if not self.placement.is_free(place, value.type.width):
-            fresh = Place(self.new_buffer(value))
-            self._emit_copy(place, fresh, value.type.width)
-            place = fresh
-        self.emit("clamp", x=place.buffer, col=place.col, width=value.type.width, limit=limit)
-        self.define(value, place)
+        if self.placement.is_free(place, value.type.width):
+            return place
+        fresh = Place(self.new_buffer(value))
+        self._emit_copy(place, fresh, value.type.width)
+        return fresh
 
     def _swiglu(self, node: Node) -> None:
         value = node.outputs[0]

@@ -59,6 +59,7 @@ OPERANDS: Final[Mapping[str, Operands]] = MappingProxyType(
     {
         "embed": Operands((), ("out",)),
         "norm": Operands(("x",), ("out", "out_a8")),
+        "head_norm": Operands(("x",), ("x",)),
         "quantize": Operands(("x",), ("out_a8",)),
         "matmul": Operands(("x", "residual"), ("out",)),
         "swiglu": Operands(("x",), ("out", "out_a8")),

@@ -12,6 +12,7 @@ from puna.graph import Node, Value
 from puna.graph.ops.attention import KVStore, PagedAttention, Rope
 from puna.graph.ops.elementwise import Add, Clamp, Scale, SwiGLU
 from puna.graph.ops.linear import MatMul
+from puna.graph.ops.norm import HeadNorm
 
 if TYPE_CHECKING:
     from puna.engine.function_lowering import FunctionLowering
@@ -271,9 +272,11 @@ class ProductLowering:
             col += width
 
     def _root(self, value: Value) -> Node | None:
-        """The product that a value is, or is the clamp of, if nobody else reads it."""
+        """The product that a value is, or becomes by what works in place, if nobody else reads it."""
         node = self.placement.producer.get(value)
-        if node is not None and isinstance(node.op, Clamp) and self.placement.sole_consumer(value) is not None:
+        while node is not None and isinstance(node.op, Clamp | HeadNorm):
+            if self.placement.sole_consumer(value) is None:
+                return None
             value = node.inputs[0]
             node = self.placement.producer.get(value)
         if node is None or not isinstance(node.op, MatMul) or self.placement.sole_consumer(value) is None:

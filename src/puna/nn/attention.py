@@ -9,6 +9,7 @@ from puna.graph import Value, ops
 from puna.graph.ops import KVCacheValues
 from puna.nn.declarations import WeightDeclarations
 from puna.nn.linear import Linear
+from puna.nn.norm import HeadNorm
 
 if TYPE_CHECKING:
     from puna.nn.transformer import DecoderSpec
@@ -46,6 +47,7 @@ class Attention:
         clip: Q, K, V are clamped to plus or minus this; None: not at all. It limits the projected activations, as the
             models that define it (OLMo) compute it.
         window: A query sees itself and the `window - 1` positions before it; None: all.
+        norms: RMS norms of queries and of keys, before rotation; None: there are none.
     """
 
     qkv: Linear | tuple[Linear, Linear, Linear]
@@ -58,6 +60,7 @@ class Attention:
     multiplier: float
     clip: float | None = None
     window: int | None = None
+    norms: tuple[HeadNorm, HeadNorm] | None = None
 
     @classmethod
     def declare(cls, spec: DecoderSpec, weights: WeightDeclarations, layer: int) -> Attention:
@@ -83,11 +86,14 @@ class Attention:
             multiplier=spec.attention_scale,
             clip=spec.clip_qkv,
             window=spec.window_of(layer),
+            norms=_declare_norms(spec, weights),
         )
 
     def __call__(self, x: Value, step: AttentionInputs, layer: int, *, is_last_only: bool = False) -> Value:
         """Append the attention of one layer: `[rows, H]` to `[rows, H]`; with `is_last_only` to `[batch_size, H]`."""
         q, k, v = self._project(x)
+        if self.norms is not None:
+            q, k = (norm(value) for norm, value in zip(self.norms, (q, k), strict=True))
         q = self._rotate(q, step.angles, self.num_heads)
         k = self._rotate(k, step.angles, self.num_kv_heads)
         ops.kv_store(
@@ -130,3 +136,15 @@ class Attention:
 
     def _clip(self, x: Value) -> Value:
         return x if self.clip is None else ops.clamp(x, self.clip)
+
+
+def _declare_norms(spec: DecoderSpec, weights: WeightDeclarations) -> tuple[HeadNorm, HeadNorm] | None:
+    if spec.qk_norm is None:
+        return None
+    is_per_head = spec.qk_norm == "head"
+
+    def norm(name: str, heads: int) -> HeadNorm:
+        size = spec.head_dim if is_per_head else heads * spec.head_dim
+        return HeadNorm(weights.vector(f"{name}.weight", size), spec.norm_eps)
+
+    return norm("q_norm", spec.num_heads), norm("k_norm", spec.num_kv_heads)

@@ -11,7 +11,7 @@ from puna.nn.declarations import WeightDeclarations
 if TYPE_CHECKING:
     from puna.nn.transformer import DecoderSpec
 
-__all__ = ["LayerNorm", "Norm", "RMSNorm", "declare_norm"]
+__all__ = ["HeadNorm", "LayerNorm", "Norm", "RMSNorm", "declare_norm"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,23 @@ class LayerNorm:
     def __call__(self, x: Value) -> Value:
         """Append the normalization of each row."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """`RMSNorm` of each of the equal parts of a row that the weight is as wide as.
+
+    Attributes:
+        weight: `[part]`.
+        eps: Added to the mean square.
+    """
+
+    weight: Weight
+    eps: float
+
+    def __call__(self, x: Value) -> Value:
+        """Append the normalization."""
+        return ops.head_norm(x, self.weight, self.eps)
 
 
 Norm: TypeAlias = RMSNorm | LayerNorm

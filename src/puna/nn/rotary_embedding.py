@@ -270,6 +270,30 @@ class RotaryEmbedding:
         return _read_only(base)
 
 
+@dataclass(frozen=True)
+class Unrotated:
+    """No rotation, for layers that tell positions apart by the causal mask alone: every angle is 0, and a product with
+    its cosine, 1, and a sum with its sine, 0, change no number.
+
+    Attributes:
+        rot_dim: Elements of a head that the other layers rotate.
+    """
+
+    rot_dim: int
+
+    def inv_freq(self, length: int) -> Float32Array:
+        """Zeros, float32 `[rot_dim / 2]`, whatever the length."""
+        return np.zeros(self.rot_dim // 2, np.float32)
+
+    def attention_factor(self, length: int) -> float:
+        """1."""
+        return 1.0
+
+    def spec(self) -> tuple[str, Mapping[str, object]]:
+        """Kind and parameters as `RotaryEmbedding.spec`."""
+        return "fixed", {"inv_freq": self.inv_freq(0), "attention_factor": 1.0}
+
+
 def _read_only(frequencies: _Float64Array) -> Float32Array:
     rounded = frequencies.astype(np.float32)
     rounded.flags.writeable = False

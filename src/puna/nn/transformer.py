@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from puna.dtype import DType
 from puna.errors import UnsupportedModelError
 from puna.graph import BATCH_SIZE, TOTAL_SEQ_LEN, Graph, TensorType, Value, ops
-from puna.graph.ops import KVCacheValues
+from puna.graph.ops import KVCacheValues, RopeSpec
 from puna.nn.attention import AttentionInputs
 from puna.nn.declarations import WeightDeclarations
 from puna.nn.embedding import Embedding
 from puna.nn.linear import Linear
 from puna.nn.norm import declare_norm
-from puna.nn.rotary_embedding import RotaryEmbedding
+from puna.nn.rotary_embedding import RotaryEmbedding, Unrotated
 from puna.nn.transformer_block import TransformerBlock
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from puna.nn.kv_cache import KVCacheParams
 
 __all__ = [
+    "PRE_NORM",
     "DecoderSpec",
+    "NormPlace",
     "ReturnHiddenStates",
     "ReturnLogits",
     "Transformer",
@@ -56,6 +58,18 @@ class ReturnHiddenStates(StrEnum):
     ALL = "all"
     LAST_PER_DEVICE = "last_per_device"
     EAGLE3 = "eagle3"
+
+
+class NormPlace(StrEnum):
+    """Where a layer has a norm: on what a branch reads, or on what it gives before that joins the residual stream."""
+
+    BEFORE_ATTENTION = "before_attention"
+    AFTER_ATTENTION = "after_attention"
+    BEFORE_MLP = "before_mlp"
+    AFTER_MLP = "after_mlp"
+
+
+PRE_NORM: Final = frozenset({NormPlace.BEFORE_ATTENTION, NormPlace.BEFORE_MLP})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +108,12 @@ class DecoderSpec:
         kv_params: Sizes and element type of the KV cache.
         norm_has_weight: Norms have a weight; None: `rms_norm` has, `layer_norm` has not.
         norm_has_bias: Norms have a bias (`layer_norm` only).
+        norm_places: Where a layer has norms, see `NormPlace`.
+        parallel_branches: Attention and MLP read the same normalized state and are added together.
+        qk_norm: Queries and keys are RMS-normalized before they are rotated: each head by one weight `[head_dim]`
+            (`head`), or the whole row (`row`); None: not at all.
+        unrotated_layers: Layers that do not rotate queries and keys.
+        window_rope: The rotary embedding of the layers with a window, where it is another one.
     """
 
     vocab_size: int
@@ -127,6 +147,11 @@ class DecoderSpec:
     use_subgraphs: bool = True
     norm_has_weight: bool | None = None
     norm_has_bias: bool = False
+    norm_places: frozenset[NormPlace] = PRE_NORM
+    parallel_branches: bool = False
+    qk_norm: Literal["head", "row"] | None = None
+    unrotated_layers: frozenset[int] = frozenset()
+    window_rope: RotaryEmbedding | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
@@ -142,9 +167,15 @@ class DecoderSpec:
             _require(value is None or (math.isfinite(value) and value > 0), name, value, "more than 0, or None")
         for name in ("embedding_multiplier", "residual_multiplier"):
             _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
-        for name in ("sliding_window_layers", "hidden_state_layers"):
+        for name in ("sliding_window_layers", "hidden_state_layers", "unrotated_layers"):
             layers = getattr(self, name) or ()
             _require(all(0 <= i < self.num_layers for i in layers), name, layers, f"layers of 0..{self.num_layers - 1}")
+        if self.parallel_branches:
+            shared = frozenset({NormPlace.BEFORE_ATTENTION})
+            _require(self.norm_places == shared, "norm_places", sorted(self.norm_places), "one norm, before attention")
+        if self.window_rope is not None:
+            sizes = (self.window_rope.head_dim, self.window_rope.rot_dim)
+            _require(sizes == (self.rope.head_dim, self.rope.rot_dim), "window_rope", sizes, "the sizes of rope")
         self._check_cache()
 
     @property
@@ -162,6 +193,19 @@ class DecoderSpec:
         """The sliding window of one layer, or None."""
         applies = self.sliding_window_layers is None or layer in self.sliding_window_layers
         return self.sliding_window if applies else None
+
+    def rope_name(self, layer: int) -> str:
+        """Which of the `ropes` rotates queries and keys of one layer."""
+        if layer in self.unrotated_layers:
+            return "none"
+        return "window" if self.window_rope is not None and self.window_of(layer) is not None else "default"
+
+    @property
+    def ropes(self) -> dict[str, RopeSpec]:
+        """The rotary embeddings by name, those that a layer uses."""
+        known = {"default": self.rope, "window": self.window_rope, "none": Unrotated(self.rope.rot_dim)}
+        found = {name: known[name] for name in map(self.rope_name, range(self.num_layers))}
+        return {name: rope for name, rope in found.items() if rope is not None}
 
     def _check_cache(self) -> None:
         cache = self.kv_params
@@ -202,16 +246,26 @@ class Transformer:
         )
         self.lm_head = Linear(output, two_terms=True)
 
-    def __call__(self, tokens: Value, step: AttentionInputs, return_n_logits: Value) -> dict[str, Value]:
-        """Append the whole model; returns the outputs by name, in the order in which the graph returns them."""
+    def __call__(
+        self, tokens: Value, steps: Mapping[str, AttentionInputs], return_n_logits: Value
+    ) -> dict[str, Value]:
+        """Append the whole model; returns the outputs by name, in the order in which the graph returns them.
+
+        Args:
+            tokens: Ids.
+            steps: What layers share, by the name of their rotary embedding.
+            return_n_logits: Rows per request of `VARIABLE`.
+        """
         h = self.embedding(tokens)
+        offsets = next(iter(steps.values())).row_offsets
         layers: list[Value] = []
         subgraphs: dict[object, Graph] = {}
         for layer in range(self.spec.num_layers):
-            prefix = f"layers.{layer}."
+            prefix, rope = f"layers.{layer}.", self.spec.rope_name(layer)
+            step = steps[rope]
             is_last_only = self._needs_last_rows_only and layer == self.spec.num_layers - 1
             if self.spec.use_subgraphs:
-                key = (self.weights.scoped(prefix).formats(), self.spec.window_of(layer), is_last_only)
+                key = (self.weights.scoped(prefix).formats(), self.spec.window_of(layer), rope, is_last_only)
                 if key not in subgraphs:
                     subgraphs[key] = self._block_graph(f"layer_{len(subgraphs)}", h, step, layer, is_last_only)
                 operands = (step.angles, step.row_offsets, *step.cache)
@@ -220,7 +274,7 @@ class Transformer:
                 block = TransformerBlock.declare(self.spec, self.weights.scoped(prefix), layer)
                 h = block(h, step, layer, is_last_only=is_last_only)
             layers.append(h)
-        return self._tail(h, layers, step.row_offsets, return_n_logits)
+        return self._tail(h, layers, offsets, return_n_logits)
 
     @property
     def _needs_last_rows_only(self) -> bool:
@@ -320,9 +374,12 @@ def build_decoder_graph(spec: DecoderSpec, weights: Mapping[str, WeightData]) ->
     model = Transformer(spec, weights)
     with Graph("decoder", types, input_names=list(inputs), num_optional_inputs=1) as graph:
         tokens, offsets, count, kv_blocks, cache_lengths, lookup_table, _, request_lengths = graph.inputs
-        angles = ops.rope_angles(tokens, offsets, cache_lengths, spec.rope, request_lengths)
-        step = AttentionInputs(angles, offsets, KVCacheValues(kv_blocks, cache_lengths, lookup_table))
-        outputs = model(tokens, step, count)
+        cache_values = KVCacheValues(kv_blocks, cache_lengths, lookup_table)
+        steps: dict[str, AttentionInputs] = {}
+        for name, rope in spec.ropes.items():
+            angles = ops.rope_angles(tokens, offsets, cache_lengths, rope, request_lengths)
+            steps[name] = AttentionInputs(angles, offsets, cache_values)
+        outputs = model(tokens, steps, count)
         graph.output(*outputs.values(), names=list(outputs))
         graph.ignore_weights(_known_but_unused(spec))
     return graph

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from puna.graph.ops.attention import KVCacheValues, kv_store, paged_attention, rope, rope_angles
+from puna.graph.ops.attention import KVCacheValues, RopeSpec, kv_store, paged_attention, rope, rope_angles
 from puna.graph.ops.elementwise import add, clamp, divide, scale, swiglu
 from puna.graph.ops.linear import embedding, matmul, quantize_codes
-from puna.graph.ops.norm import layer_norm, rms_norm
+from puna.graph.ops.norm import head_norm, layer_norm, rms_norm
 from puna.graph.ops.op import Op
 from puna.graph.ops.rows import concat_columns, gather_last, gather_variable, slice_columns, variable_offsets
 
 __all__ = [
     "KVCacheValues",
     "Op",
+    "RopeSpec",
     "add",
     "clamp",
     "concat_columns",
@@ -19,6 +20,7 @@ __all__ = [
     "embedding",
     "gather_last",
     "gather_variable",
+    "head_norm",
     "kv_store",
     "layer_norm",
     "matmul",
