@@ -69,8 +69,8 @@ def models(checkpoints: Any) -> Any:
 
 
 def config_of(family: str, rope: str) -> dict[str, Any]:
-    # GGUF has no key for Qwen2's windows
-    return tiny_config(family, rope, **({"use_sliding_window": False} if family == "qwen2" else {}))
+    # GGUF has no key for Qwen's windows
+    return tiny_config(family, rope, **({"use_sliding_window": False} if family in ("qwen2", "qwen3") else {}))
 
 
 def prompts() -> list[list[int]]:
@@ -103,7 +103,7 @@ def test_gguf_says_what_the_directory_says(checkpoints: Any, models: Any, family
         mine, theirs = getattr(from_gguf, name), getattr(from_json, name)
         assert mine == (pytest.approx(theirs, rel=1e-6) if isinstance(theirs, float) else theirs), name
     assert from_json.interleaved_rope_weights is False
-    assert from_gguf.interleaved_rope_weights is (family not in ("qwen2", "phi3"))
+    assert from_gguf.interleaved_rope_weights is (family in ("llama", "mistral", "granite", "olmo", "smollm3"))
     mine, theirs = from_gguf.rotary_embedding(), from_json.rotary_embedding()
     for length in (1, LENGTH):
         np.testing.assert_allclose(mine.inv_freq(length), theirs.inv_freq(length), rtol=1e-6)

@@ -22,7 +22,9 @@ TOLERANCE = 1e-4
 CHANGES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "qwen2": {"use_sliding_window": False, "head_dim": None},
+    "qwen3": {"use_sliding_window": False, "head_dim": None},
     "granite": {"head_dim": None},
+    "smollm3": {"head_dim": None},
     "phi3": {"sliding_window": None},
 }
 KINDS = {
@@ -31,7 +33,11 @@ KINDS = {
     "qwen2": ("none", "linear", "yarn"),
     "granite": ("none", "llama3", "longrope", "linear", "yarn"),
     "phi3": ("none", "longrope"),
+    "qwen3": ("none", "linear", "yarn"),
     "olmo": ("none", "linear", "yarn"),
+    "olmo2": ("none", "linear", "yarn"),
+    "olmo3": ("none", "yarn"),
+    "smollm3": ("none", "linear", "yarn"),
 }
 
 

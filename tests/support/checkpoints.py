@@ -18,8 +18,11 @@ from safetensors.numpy import save_file
 Array = np.ndarray[Any, Any]
 Tensors = dict[str, Array]
 
-FAMILIES = ("llama", "mistral", "qwen2", "granite", "phi3", "olmo")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "phi3", "olmo", "olmo2", "olmo3", "smollm3")
 ROPE_KINDS = ("none", "llama3", "longrope", "linear", "dynamic", "yarn")
+# Kinds of rotary scaling that a family's logits are compared under: all of them take one path, which Llama proves.
+ROPES_OF = {"llama": ROPE_KINDS, "phi3": ("none", "longrope"), "olmo3": ("none",)}
+ROPE_CASES = [(family, rope) for family in FAMILIES for rope in ROPES_OF.get(family, ("none", "yarn"))]
 ORIGINAL_LENGTH = 24
 LENGTH = 96
 WINDOW = 11
@@ -31,6 +34,10 @@ _ARCHITECTURES = {
     "granite": "GraniteForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "olmo": "OlmoForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
 }
 _COMMON: dict[str, Any] = {
     "vocab_size": 131,
@@ -55,6 +62,16 @@ _OWN: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
         "max_window_layers": 1,
     },
+    "qwen3": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "smollm3": {"num_hidden_layers": 5},
+    "olmo2": {"head_dim": None, "num_attention_heads": 6, "num_key_value_heads": 2},
+    "olmo3": {
+        "head_dim": None,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "sliding_window": WINDOW,
+        "num_hidden_layers": 5,
+    },
     "granite": {
         "tie_word_embeddings": True,
         "embedding_multiplier": 12.0,
@@ -74,6 +91,7 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "olmo": {"clip_qkv": 1.2, "num_key_value_heads": 9, "head_dim": None},
 }
+_QK_NORMS = ("qwen3", "olmo2", "olmo3")
 # Sizes that block formats can hold: rows of 32 or of 256 elements.
 BLOCK_32 = {
     "vocab_size": 160,
@@ -183,8 +201,14 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
     matrix("model.embed_tokens", config["vocab_size"], hidden, hidden**0.5 * 0.3)
     for layer in range(config["num_hidden_layers"]):
         base = f"model.layers.{layer}"
-        norm(f"{base}.input_layernorm")
+        if family in ("olmo2", "olmo3"):
+            norm(f"{base}.post_feedforward_layernorm")
+        else:
+            norm(f"{base}.input_layernorm")
         norm(f"{base}.post_attention_layernorm")
+        if family in _QK_NORMS:
+            for name, count in (("q", heads), ("k", kv_heads)):
+                vector(f"{base}.self_attn.{name}_norm.weight", count * size if family != "qwen3" else size, 1.0)
         if family == "phi3":
             matrix(f"{base}.self_attn.qkv_proj", (heads + 2 * kv_heads) * size, hidden, 1.5)
             matrix(f"{base}.mlp.gate_up_proj", 2 * width, hidden)

@@ -31,19 +31,25 @@ _GGUF_LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }
 _GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_GGUF_ARCHITECTURE = {"mistral": "llama"}
-_PERMUTED = ("llama", "mistral", "granite", "olmo")
+_GGUF_ARCHITECTURE = {"mistral": "llama", "olmo3": "olmo2"}
+_PERMUTED = ("llama", "mistral", "granite", "olmo", "smollm3")
+_POST_NORMED = ("olmo2", "olmo3")
 _PLAIN = {"F32": np.float32, "F16": np.float16}
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, family: str) -> str:
     """The name in a GGUF file of a tensor of a Hugging Face checkpoint."""
     stem, _, kind = name.rpartition(".")
     if stem in _GGUF_TOP:
         return f"{_GGUF_TOP[stem]}.{kind}"
     _, _, layer, module = stem.split(".", 3)
+    if family in _POST_NORMED and module == "post_attention_layernorm":
+        return f"blk.{layer}.post_attention_norm.{kind}"
     return f"blk.{layer}.{_GGUF_LAYER[module]}.{kind}"
 
 
@@ -93,7 +99,7 @@ def write_gguf(
         elif stored is None:
             rows = rows.astype(_PLAIN[kind])
         raw_dtype = None if kind in _PLAIN else gguf.GGMLQuantizationType[kind]
-        writer.add_tensor(gguf_name(name), np.ascontiguousarray(rows), raw_dtype=raw_dtype)
+        writer.add_tensor(gguf_name(name, family), np.ascontiguousarray(rows), raw_dtype=raw_dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -149,7 +155,7 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_attention_scale(config["attention_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
-    if family in ("mistral", "phi3"):
+    if family in ("mistral", "phi3", "olmo3"):
         writer.add_sliding_window(config.get("sliding_window", 0))
     _write_scaling(writer, config)
     _write_tokenizer(writer, config["vocab_size"])

@@ -9,7 +9,17 @@ from puna.pipelines.lib import PIPELINE_REGISTRY
 
 __all__ = ["register_all_models"]
 
-_FAMILIES: Final = ("llama3", "mistral", "qwen2", "granite", "phi3", "olmo")
+_FAMILIES: Final = (
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "granite",
+    "phi3",
+    "olmo",
+    "olmo2",
+    "smollm3",
+)
 """Folders of families; the `arch` module of each lists its `ARCHITECTURES`."""
 
 

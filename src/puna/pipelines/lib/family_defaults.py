@@ -34,6 +34,18 @@ _LLAMA: Final = MappingProxyType({
     "attention_bias": False,
     "mlp_bias": False,
 })
+_OLMO2: Final = MappingProxyType({
+    **_COMMON,
+    "vocab_size": 50304,
+    "intermediate_size": 11008,
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "attention_bias": False,
+    "pad_token_id": 1,
+    "bos_token_id": None,
+    "eos_token_id": 50279,
+})
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,24 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
             "eos_token_id": None,
         }),
     ),
+    "qwen3": FamilyDefaults(
+        "Qwen3ForCausalLM",
+        MappingProxyType({
+            **_COMMON,
+            "vocab_size": 151936,
+            "intermediate_size": 22016,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }),
+    ),
     "granite": FamilyDefaults(
         "GraniteForCausalLM",
         MappingProxyType({
@@ -127,6 +157,28 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
             "pad_token_id": 1,
             "bos_token_id": None,
             "eos_token_id": 50279,
+        }),
+    ),
+    "olmo2": FamilyDefaults("Olmo2ForCausalLM", _OLMO2),
+    "olmo3": FamilyDefaults("Olmo3ForCausalLM", MappingProxyType({**_OLMO2, "sliding_window": 4096})),
+    "smollm3": FamilyDefaults(
+        "SmolLM3ForCausalLM",
+        MappingProxyType({
+            **_LLAMA,
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+            "rope_theta": 2000000.0,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "no_rope_layer_interval": 4,
+            "tie_word_embeddings": True,
+            "pad_token_id": 128004,
+            "bos_token_id": 128000,
+            "eos_token_id": 128001,
         }),
     ),
 })

@@ -44,10 +44,15 @@ _GRANITE_KEYS: Final = MappingProxyType({
 _FAMILIES: Final = MappingProxyType({
     "llama": _Family("llama", MappingProxyType({"attention.sliding_window": "sliding_window"})),
     "qwen2": _Family("qwen2"),
+    "qwen3": _Family("qwen3"),
     "granite": _Family("granite", _GRANITE_KEYS),
     "phi3": _Family("phi3", MappingProxyType({"attention.sliding_window": "sliding_window"})),
     "olmo": _Family("olmo", MappingProxyType({"attention.clamp_kqv": "clip_qkv"}), norm="layer_norm"),
+    "olmo2": _Family("olmo2", MappingProxyType({"attention.sliding_window": "sliding_window"})),
+    "smollm3": _Family("smollm3"),
 })
+# Families whose files tell them apart from another one by a window alone.
+_WITH_WINDOWS: Final = MappingProxyType({"llama": "mistral", "olmo2": "olmo3"})
 _COUNTS: Final = MappingProxyType({
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -107,8 +112,8 @@ _TOKENIZER_IDS: Final = MappingProxyType({
 def read_gguf_config(weights: GGUFWeights) -> tuple[dict[str, Any], str, str]:
     """The configuration of a GGUF file.
 
-    A file of Llama's kind with a sliding window is a Mistral. Of an architecture that is not known only its name is
-    read.
+    Files of some families with a sliding window are of another one. Of an architecture that is not known only its name
+    is read.
 
     Returns:
         The keys of a `config.json`, the file, and `general.architecture`.
@@ -128,8 +133,9 @@ def read_gguf_config(weights: GGUFWeights) -> tuple[dict[str, Any], str, str]:
         number = reader.number(key)
         if number:  # zero: not used
             values[name] = int(number) if name == "sliding_window" else number
-    is_mistral = family.model_type == "llama" and "sliding_window" in values
-    values["model_type"] = "mistral" if is_mistral else family.model_type
+    values["model_type"] = family.model_type
+    if "sliding_window" in values:
+        values["model_type"] = _WITH_WINDOWS.get(family.model_type, family.model_type)
     values |= _rope(reader, values)
     values |= {key: weights.metadata[name] for key, name in _TOKENIZER_IDS.items() if name in weights.metadata}
     _check_shapes(reader, values)

@@ -16,7 +16,7 @@ from puna.errors import WeightsError
 from puna.graph.weights import WeightData, Weights
 from puna.pipelines.lib.config_values import read_count, read_value
 
-__all__ = ["GGUF_LAYER_NAMES", "gguf_adapter", "gguf_state_dict", "safetensors_state_dict"]
+__all__ = ["GGUF_LAYER_NAMES", "gguf_adapter", "gguf_state_dict", "safetensors_adapter", "safetensors_state_dict"]
 
 _PREFIXES: Final = ("language_model.", "model.")
 _TOP_NAMES: Final = frozenset({"embed_tokens.weight", "norm.weight", "norm.bias", "lm_head.weight"})
@@ -56,23 +56,50 @@ NameMap = Callable[[str], str | None]
 """The graph's name of a tensor, None for one that is dropped; KeyError for one that means nothing."""
 
 
-def safetensors_state_dict(
-    state_dict: dict[str, Weights], /, *, huggingface_config: Any = None, **_: Any
-) -> dict[str, WeightData]:
-    """The tensors of a checkpoint in Hugging Face layout, by the graph's names.
-
-    Prefixes `language_model.` and `model.` go, saved rotary frequencies are dropped, everything else must be a weight
-    of the decoder.
+def safetensors_adapter(layer_names: Mapping[str, str] = MappingProxyType({})) -> Callable[..., dict[str, WeightData]]:
+    """An adapter for checkpoints in Hugging Face layout.
 
     Args:
-        state_dict: The checkpoint.
-        huggingface_config: Its configuration: a layer beyond `num_hidden_layers` is an error, and an output matrix
-            that `tie_word_embeddings` makes superfluous is dropped. None: neither is looked at.
-
-    Raises:
-        WeightsError: a tensor that the decoder does not have, or two tensors of one name.
+        layer_names: The graph's module by the checkpoint's, for modules of a layer that Llama does not have or names
+            otherwise. All others keep their names.
     """
-    return _renamed(state_dict, _safetensors_name, huggingface_config)
+    modules = {name: name for name in _LAYER_MODULES} | dict(layer_names)
+
+    def name_of(name: str) -> str | None:
+        short = name
+        for prefix in _PREFIXES:
+            short = short.removeprefix(prefix)
+        if _DERIVED.fullmatch(short):
+            return None
+        if short in _TOP_NAMES:
+            return short
+        layer = _LAYER.fullmatch(short) if short.startswith("layers.") else None
+        if layer is None:
+            raise KeyError(short)
+        return f"layers.{int(layer[1])}.{modules[layer[2]]}.{layer[3]}"
+
+    def adapt(
+        state_dict: dict[str, Weights], /, *, huggingface_config: Any = None, **_: Any
+    ) -> dict[str, WeightData]:
+        """The tensors of a checkpoint in Hugging Face layout, by the graph's names.
+
+        Prefixes `language_model.` and `model.` go, saved rotary frequencies are dropped, everything else must be a
+        weight of the decoder.
+
+        Args:
+            state_dict: The checkpoint.
+            huggingface_config: Its configuration: a layer beyond `num_hidden_layers` is an error, and an output matrix
+                that `tie_word_embeddings` makes superfluous is dropped. None: neither is looked at.
+
+        Raises:
+            WeightsError: a tensor that the decoder does not have, or two tensors of one name.
+        """
+        return _renamed(state_dict, name_of, huggingface_config)
+
+    return adapt
+
+
+safetensors_state_dict: Final = safetensors_adapter()
 
 
 def gguf_adapter(layer_names: Mapping[str, str]) -> Callable[..., dict[str, WeightData]]:
@@ -100,20 +127,6 @@ def gguf_adapter(layer_names: Mapping[str, str]) -> Callable[..., dict[str, Weig
 
 
 gguf_state_dict: Final = gguf_adapter(GGUF_LAYER_NAMES)
-
-
-def _safetensors_name(name: str) -> str | None:
-    short = name
-    for prefix in _PREFIXES:
-        short = short.removeprefix(prefix)
-    if _DERIVED.fullmatch(short):
-        return None
-    if short in _TOP_NAMES:
-        return short
-    layer = _LAYER.fullmatch(short)
-    if layer is None or layer[2] not in _LAYER_MODULES or not short.startswith("layers."):
-        raise KeyError(short)
-    return f"layers.{int(layer[1])}.{layer[2]}.{layer[3]}"
 
 
 def _renamed(state_dict: Mapping[str, Weights], name_of: NameMap, config: Any) -> dict[str, WeightData]:

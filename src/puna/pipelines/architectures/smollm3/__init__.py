@@ -1,0 +1,1 @@
+"""SmolLM3: Llama where every fourth layer rotates nothing."""
