@@ -11,6 +11,7 @@
 #include "core/memory.h"
 #include "core/product.h"
 #include "core/text.h"
+#include "core/thread_pool.h"
 #include "core/variants.h"
 #include "core/weights.h"
 #include "quant/a8.h"

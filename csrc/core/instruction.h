@@ -1,5 +1,5 @@
-// Instructions of a program. Each reads its fields once, is checked once for each call it runs in, and then runs in all
-// threads at the same time, with a barrier after it.
+// Instructions of a program. Each reads its fields once, is checked once for each call it runs in, and then runs piece
+// by piece in whichever threads are free; the next one begins when all its pieces are done.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,11 @@ struct Cost {
   int64_t flops = 0;
 };
 
-// Counters of work that an instruction may use; zero when it starts.
-inline constexpr int kCountersPerInstruction = 2;
+// A part of an instruction's work. Most have one phase; a phase begins when the one before it is done.
+struct Part {
+  int phase;
+  int64_t begin, end;  // of the phase's units
+};
 
 class Instruction {
  public:
@@ -37,7 +40,10 @@ class Instruction {
   virtual Cost cost(const Step& step, const Frame& frame) const = 0;
   // Scratch memory of each thread.
   virtual int64_t scratch_floats(const Step&, const Frame&, const KernelTable&) const { return 0; }
-  virtual void run(const Step& step, const Frame& frame, const Worker& worker, Counter* counters) const = 0;
+  virtual int phases(const Step&) const { return 1; }
+  // Of a phase; `least` is found from the cost.
+  virtual Work work(const Step& step, const Frame& frame, int phase) const = 0;
+  virtual void run(const Step& step, const Frame& frame, const Worker& worker, const Part& part) const = 0;
 };
 
 // The instruction of this name with these fields. Throws std::invalid_argument.

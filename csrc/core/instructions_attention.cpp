@@ -39,16 +39,16 @@ class RopeAngles final : public Instruction {
     return {elements * kFloat, elements * 20};
   }
 
-  void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.T}; }
+
+  void run(const Step& step, const Frame&, const Worker&, const Part& part) const override {
     const RopeSpec& rope = step.rope(rope_);
     const RopeFrequencies& frequencies = step.frequencies(rope_);
-    worker.share(step.T, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const size_t i = static_cast<size_t>(row);
-        rope_angles(step.position_of[i], frequencies.of_request[step.request_of[i]], rope.rot_dim() / 2,
-                    rope.attention_factor(), step.floats_of(out_) + row * step.ld(out_));
-      }
-    });
+    for (int64_t row = part.begin; row < part.end; ++row) {
+      const size_t i = static_cast<size_t>(row);
+      rope_angles(step.position_of[i], frequencies.of_request[step.request_of[i]], rope.rot_dim() / 2,
+                  rope.attention_factor(), step.floats_of(out_) + row * step.ld(out_));
+    }
   }
 
  private:
@@ -98,7 +98,9 @@ class RopeKv final : public Instruction {
             step.T * (num_heads_ + num_kv_heads_) * rot_dim_ * 3};
   }
 
-  void run(const Step& step, const Frame& frame, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.T}; }
+
+  void run(const Step& step, const Frame& frame, const Worker& worker, const Part& part) const override {
     RopeKvArgs args = {};
     args.x = step.floats_of(x_);
     args.ldx = step.ld(x_);
@@ -115,7 +117,7 @@ class RopeKv final : public Instruction {
     args.request_of = step.request_of.data();
     args.position_of = step.position_of.data();
     args.kv = step.kv(frame.layer + layer_);
-    worker.share(step.T, 1, [&](int64_t begin, int64_t end) { worker.kernels.rope_kv(args, begin, end); });
+    worker.kernels.rope_kv(args, part.begin, part.end);
   }
 
  private:
@@ -163,27 +165,28 @@ class Attention final : public Instruction {
     return kernels.attention_scratch_floats(arguments(step, frame));
   }
 
-  void run(const Step& step, const Frame& frame, const Worker& worker, Counter* counters) const override {
+  // The states of all splits first, then what they give together.
+  int phases(const Step& step) const override { return step.plan(shape_).splits.empty() ? 1 : 2; }
+
+  Work work(const Step& step, const Frame&, int phase) const override {
+    const AttentionPlan& plan = step.plan(shape_);
+    const size_t tiles = phase == 0 ? plan.splits.size() + plan.whole.size() : plan.combined.size();
+    return {.units = static_cast<int64_t>(tiles), .most = 1};
+  }
+
+  void run(const Step& step, const Frame& frame, const Worker& worker, const Part& part) const override {
     const AttentionArgs args = arguments(step, frame);
     const AttentionPlan& plan = step.plan(shape_);
-    const int64_t splits = static_cast<int64_t>(plan.splits.size());
-    worker.take(counters[0], splits + static_cast<int64_t>(plan.whole.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        if (i < splits) {
-          worker.kernels.attention_split(args, plan.splits[static_cast<size_t>(i)], worker.scratch,
-                                         step.attention_states() + plan.split_offset[static_cast<size_t>(i)]);
-        } else {
-          worker.kernels.attention(args, plan.whole[static_cast<size_t>(i - splits)], worker.scratch);
-        }
-      }
-    });
-    if (splits == 0) return;
-    worker.barrier.meet();
-    worker.take(counters[1], static_cast<int64_t>(plan.combined.size()), 1, [&](int64_t begin, int64_t end) {
-      for (size_t i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+    for (size_t i = static_cast<size_t>(part.begin); i < static_cast<size_t>(part.end); ++i) {
+      if (part.phase == 1) {
         worker.kernels.attention_combine(args, plan.combined[i], step.attention_states() + plan.combined_offset[i]);
+      } else if (i < plan.splits.size()) {
+        worker.kernels.attention_split(args, plan.splits[i], worker.scratch,
+                                       step.attention_states() + plan.split_offset[i]);
+      } else {
+        worker.kernels.attention(args, plan.whole[i - plan.splits.size()], worker.scratch);
       }
-    });
+    }
   }
 
  private:

@@ -29,17 +29,17 @@ class Embed final : public Instruction {
     return {step.T * (matrix.row_bytes() + matrix.cols() * kFloat), step.T * matrix.cols()};
   }
 
-  void run(const Step& step, const Frame& frame, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.T}; }
+
+  void run(const Step& step, const Frame& frame, const Worker& worker, const Part& part) const override {
     const PackedMatrix& matrix = *step.weight(frame.weight_base + weight_).matrix;
     const int64_t ld = step.ld(out_), cols = matrix.cols();
-    worker.share(step.T, 1, [&](int64_t begin, int64_t end) {
-      float* out = step.floats_of(out_);
-      for (int64_t row = begin; row < end; ++row) {
-        matrix.row_f32(step.tokens[static_cast<size_t>(row)], out + row * ld);
-      }
-      if (scale_ == 1.0f) return;
-      worker.kernels.scale({out, ld, out, ld, cols, scale_, false}, begin, end);
-    });
+    float* out = step.floats_of(out_);
+    for (int64_t row = part.begin; row < part.end; ++row) {
+      matrix.row_f32(step.tokens[static_cast<size_t>(row)], out + row * ld);
+    }
+    if (scale_ == 1.0f) return;
+    worker.kernels.scale({out, ld, out, ld, cols, scale_, false}, part.begin, part.end);
   }
 
  private:
@@ -83,7 +83,9 @@ class Norm final : public Instruction {
     return out_ < 0 ? width_ + 16 : 0;
   }
 
-  void run(const Step& step, const Frame& frame, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(x_)}; }
+
+  void run(const Step& step, const Frame& frame, const Worker& worker, const Part& part) const override {
     NormArgs args = {};
     args.kind = kind_;
     args.x = step.floats_of(x_);
@@ -95,8 +97,7 @@ class Norm final : public Instruction {
     args.bias = vector_or_null(step, frame, bias_);
     args.width = width_;
     args.eps = eps_;
-    worker.share(step.rows_of(x_), 1,
-                 [&](int64_t begin, int64_t end) { worker.kernels.norm(args, begin, end, worker.scratch); });
+    worker.kernels.norm(args, part.begin, part.end, worker.scratch);
   }
 
  private:
@@ -126,13 +127,13 @@ class Quantize final : public Instruction {
     return {rows * (width_ * kFloat + terms * a8_row_bytes(width_)), rows * terms * width_ * 2};
   }
 
-  void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(x_)}; }
+
+  void run(const Step& step, const Frame&, const Worker& worker, const Part& part) const override {
     const int64_t ld = step.ld(x_);
     const float* x = step.floats_of(x_) + col_;
     const auto quantize = two_terms_ ? worker.kernels.quantize_a8_two_terms : worker.kernels.quantize_a8;
-    worker.share(step.rows_of(x_), 1, [&](int64_t begin, int64_t end) {
-      quantize(x + begin * ld, ld, begin, end - begin, width_, step.bytes_of(out_a8_));
-    });
+    quantize(x + part.begin * ld, ld, part.begin, part.end - part.begin, width_, step.bytes_of(out_a8_));
   }
 
  private:
@@ -206,10 +207,16 @@ class Matmul final : public Instruction {
     return most;
   }
 
-  void run(const Step& step, const Frame& frame, const Worker& worker, Counter* counters) const override {
+  Work work(const Step& step, const Frame& frame, int) const override {
     std::array<MatmulArgs, kMaxMatrices> segments;
     fill(step, frame, segments);
-    if (segments[0].m > 0) run_products(worker, {segments.data(), weights_.size()}, counters[0]);
+    return product_work({segments.data(), weights_.size()});
+  }
+
+  void run(const Step& step, const Frame& frame, const Worker& worker, const Part& part) const override {
+    std::array<MatmulArgs, kMaxMatrices> segments;
+    fill(step, frame, segments);
+    run_products(worker, {segments.data(), weights_.size()}, part.begin, part.end);
   }
 
  private:
@@ -277,11 +284,12 @@ class Swiglu final : public Instruction {
     return out_ < 0 ? width_ + 16 : 0;
   }
 
-  void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(x_)}; }
+
+  void run(const Step& step, const Frame&, const Worker& worker, const Part& part) const override {
     const SwigluArgs args = {step.floats_of(x_),         step.ld(x_),                  floats_or_null(step, out_),
                              ld_or_zero(step, out_), bytes_or_null(step, out_a8_), width_};
-    worker.share(step.rows_of(x_), 1,
-                 [&](int64_t begin, int64_t end) { worker.kernels.swiglu(args, begin, end, worker.scratch); });
+    worker.kernels.swiglu(args, part.begin, part.end, worker.scratch);
   }
 
  private:

@@ -29,10 +29,12 @@ class Add final : public Instruction {
     return {3 * elements * kFloat, 2 * elements};
   }
 
-  void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(a_)}; }
+
+  void run(const Step& step, const Frame&, const Worker& worker, const Part& part) const override {
     const AddArgs args = {step.floats_of(a_),   step.ld(a_),   step.floats_of(b_), step.ld(b_),
                           step.floats_of(out_), step.ld(out_), width_,             multiplier_};
-    worker.share(step.rows_of(a_), 1, [&](int64_t begin, int64_t end) { worker.kernels.add(args, begin, end); });
+    worker.kernels.add(args, part.begin, part.end);
   }
 
  private:
@@ -61,10 +63,12 @@ class Scale final : public Instruction {
     return {2 * elements * kFloat, elements};
   }
 
-  void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(x_)}; }
+
+  void run(const Step& step, const Frame&, const Worker& worker, const Part& part) const override {
     const ScaleArgs args = {step.floats_of(x_), step.ld(x_), step.floats_of(out_), step.ld(out_),
                             width_,             factor_,     divide_};
-    worker.share(step.rows_of(x_), 1, [&](int64_t begin, int64_t end) { worker.kernels.scale(args, begin, end); });
+    worker.kernels.scale(args, part.begin, part.end);
   }
 
  private:
@@ -92,9 +96,11 @@ class Clamp final : public Instruction {
     return {2 * elements * kFloat, 2 * elements};
   }
 
-  void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(x_)}; }
+
+  void run(const Step& step, const Frame&, const Worker& worker, const Part& part) const override {
     const ClampArgs args = {step.floats_of(x_) + col_, step.ld(x_), width_, limit_};
-    worker.share(step.rows_of(x_), 1, [&](int64_t begin, int64_t end) { worker.kernels.clamp(args, begin, end); });
+    worker.kernels.clamp(args, part.begin, part.end);
   }
 
  private:
@@ -118,13 +124,13 @@ class Copy final : public Instruction {
 
   Cost cost(const Step& step, const Frame&) const override { return {2 * step.rows_of(x_) * width_ * kFloat, 0}; }
 
-  void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
-    worker.share(step.rows_of(x_), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        std::memmove(step.floats_of(out_) + row * step.ld(out_) + out_col_,
-                     step.floats_of(x_) + row * step.ld(x_) + col_, static_cast<size_t>(width_ * kFloat));
-      }
-    });
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(x_)}; }
+
+  void run(const Step& step, const Frame&, const Worker&, const Part& part) const override {
+    for (int64_t row = part.begin; row < part.end; ++row) {
+      std::memmove(step.floats_of(out_) + row * step.ld(out_) + out_col_,
+                   step.floats_of(x_) + row * step.ld(x_) + col_, static_cast<size_t>(width_ * kFloat));
+    }
   }
 
  private:
@@ -149,16 +155,16 @@ class GatherRows final : public Instruction {
 
   Cost cost(const Step& step, const Frame&) const override { return {2 * step.rows_of(out_) * width_ * kFloat, 0}; }
 
-  void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(out_)}; }
+
+  void run(const Step& step, const Frame&, const Worker&, const Part& part) const override {
     const int64_t per_request = is_last_ ? 1 : step.n;
-    worker.share(step.rows_of(out_), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const int64_t request = row / per_request, rest = per_request - row % per_request;
-        const int64_t source = int64_t{step.offsets[static_cast<size_t>(request) + 1]} - rest;
-        std::memcpy(step.floats_of(out_) + row * step.ld(out_), step.floats_of(x_) + source * step.ld(x_),
-                    static_cast<size_t>(width_ * kFloat));
-      }
-    });
+    for (int64_t row = part.begin; row < part.end; ++row) {
+      const int64_t request = row / per_request, rest = per_request - row % per_request;
+      const int64_t source = int64_t{step.offsets[static_cast<size_t>(request) + 1]} - rest;
+      std::memcpy(step.floats_of(out_) + row * step.ld(out_), step.floats_of(x_) + source * step.ld(x_),
+                  static_cast<size_t>(width_ * kFloat));
+    }
   }
 
  private:
@@ -197,14 +203,14 @@ class CopyOut final : public Instruction {
 
   Cost cost(const Step& step, const Frame&) const override { return {2 * step.rows_of(x_) * width_ * kFloat, 0}; }
 
-  void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(x_)}; }
+
+  void run(const Step& step, const Frame&, const Worker&, const Part& part) const override {
     const ArrayView& output = step.outputs[static_cast<size_t>(output_)];
-    worker.share(step.rows_of(x_), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        std::memcpy(output.data + (row * output.shape[1] + out_col_) * kFloat,
-                    step.floats_of(x_) + row * step.ld(x_) + col_, static_cast<size_t>(width_ * kFloat));
-      }
-    });
+    for (int64_t row = part.begin; row < part.end; ++row) {
+      std::memcpy(output.data + (row * output.shape[1] + out_col_) * kFloat,
+                  step.floats_of(x_) + row * step.ld(x_) + col_, static_cast<size_t>(width_ * kFloat));
+    }
   }
 
  private:
@@ -228,8 +234,9 @@ class OffsetsOut final : public Instruction {
 
   Cost cost(const Step& step, const Frame&) const override { return {(step.B + 1) * (is_variable_ ? 8 : 4), 0}; }
 
-  void run(const Step& step, const Frame&, const Worker& worker, Counter*) const override {
-    if (worker.thread != 0) return;
+  Work work(const Step&, const Frame&, int) const override { return {1}; }
+
+  void run(const Step& step, const Frame&, const Worker&, const Part&) const override {
     uint8_t* data = step.outputs[static_cast<size_t>(output_)].data;
     if (!is_variable_) {
       std::memcpy(data, step.offsets.data(), step.offsets.size() * sizeof(uint32_t));

@@ -60,8 +60,9 @@ double measure_read(double seconds, int threads) {
   bool is_first = true;
   size_t pass = 0;
   do {
+    Barrier barrier(threads);
     const auto reader = kReaders[pass++ % std::size(kReaders)];
-    ThreadPool::instance().run(threads, [&](int thread, Barrier& barrier) {
+    ThreadPool::instance().run_together(threads, [&](int thread) {
       uint8_t* data = memory.data() + share * thread;
       Part& part = parts[static_cast<size_t>(thread)];
       if (is_first) {  // pages that nobody wrote to are all the same one
@@ -88,7 +89,8 @@ double measure_read(double seconds, int threads) {
 double measure_arithmetic(int64_t (*peak)(int64_t, float*), double seconds, int threads) {
   constexpr int64_t kRepeats = 20000;  // some hundred microseconds
   std::vector<double> rates(static_cast<size_t>(threads));
-  ThreadPool::instance().run(threads, [&](int thread, Barrier& barrier) {
+  Barrier barrier(threads);
+  ThreadPool::instance().run_together(threads, [&](int thread) {
     alignas(64) float out[16];
     double best = 0;
     barrier.meet();

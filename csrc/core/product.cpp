@@ -3,18 +3,56 @@
 #include "../quant/a8.h"
 #include "memory.h"
 #include "text.h"
+#include "thread_pool.h"
 
 namespace puna {
 namespace {
 
-// Rows up to which a product is bound by reading the weights: large chunks, long streams.
-constexpr int64_t kFewRows = 8;
-constexpr int64_t kMaxChunk = 16;  // panels: with more rows, chunks that leave the last threads little to wait for
+// Rows up to which a product is bound by reading the weights. With more, some panels stay in the cache while all rows
+// are multiplied by them.
+constexpr int64_t kFewRows = 8, kMostPanels = 16;
 
-int64_t chunk_of(int64_t panels, int64_t rows, int threads) {
-  if (rows <= kFewRows) return std::max<int64_t>(1, (panels + threads * 4 - 1) / (threads * 4));
-  return std::clamp<int64_t>(panels / (threads * 4), 1, kMaxChunk);
-}
+int64_t panels_of(const MatmulArgs& args) { return (args.rows + kPanelRows - 1) / kPanelRows; }
+
+// Rounds x to int8 where the matrices want it so, then multiplies.
+class Multiplication final : public Stages {
+ public:
+  Multiplication(const KernelTable& kernels, std::span<const MatmulArgs> segments, const float* x, uint8_t* a8,
+                 float* scratch, int64_t scratch_floats, int threads)
+      : kernels_(kernels), segments_(segments), x_(x), a8_(a8), scratch_(scratch), scratch_floats_(scratch_floats),
+        threads_(threads) {}
+
+  int64_t next(int) override {
+    const int64_t m = segments_.front().m;
+    ++stage_;
+    if (stage_ == 1 && a8_ == nullptr) ++stage_;
+    if (stage_ == 3 || m == 0) return 0;
+    division_ = Division(stage_ == 1 ? Work{.units = m} : product_work(segments_), threads_);
+    return division_.pieces();
+  }
+
+  void piece(int thread, int64_t index) override {
+    const auto [begin, end] = division_.piece(index);
+    if (stage_ == 1) {
+      const int64_t cols = segments_.front().cols;
+      const auto quantize = segments_.front().two_terms ? kernels_.quantize_a8_two_terms : kernels_.quantize_a8;
+      quantize(x_ + begin * cols, cols, begin, end - begin, cols, a8_);
+    } else {
+      run_products({kernels_, scratch_ + thread * scratch_floats_}, segments_, begin, end);
+    }
+  }
+
+ private:
+  const KernelTable& kernels_;
+  std::span<const MatmulArgs> segments_;
+  const float* x_;
+  uint8_t* a8_;
+  float* scratch_;
+  int64_t scratch_floats_;
+  int threads_;
+  int stage_ = 0;
+  Division division_;
+};
 
 }  // namespace
 
@@ -29,20 +67,23 @@ MatmulArgs product_args(const PackedMatrix& matrix) {
   return args;
 }
 
-void run_products(const Worker& worker, std::span<const MatmulArgs> segments, Counter& counter) {
-  const auto panels_of = [](const MatmulArgs& args) { return (args.rows + kPanelRows - 1) / kPanelRows; };
-  int64_t panels = 0;
-  for (const MatmulArgs& args : segments) panels += panels_of(args);
-  const int64_t chunk = chunk_of(panels, segments.empty() ? 0 : segments.front().m, worker.threads);
-  worker.take(counter, panels, chunk, [&](int64_t begin, int64_t end) {
-    int64_t first = 0;
-    for (const MatmulArgs& args : segments) {
-      const int64_t count = panels_of(args);
-      const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, count);
-      if (from < to) worker.kernels.matmul(args, from, to, worker.scratch);
-      first += count;
-    }
-  });
+Work product_work(std::span<const MatmulArgs> segments) {
+  Work work;
+  const int64_t rows = segments.front().m;
+  if (rows == 0) return work;
+  for (const MatmulArgs& args : segments) work.units += panels_of(args);
+  if (rows > kFewRows) work.most = kMostPanels;
+  return work;
+}
+
+void run_products(const Worker& worker, std::span<const MatmulArgs> segments, int64_t begin, int64_t end) {
+  int64_t first = 0;
+  for (const MatmulArgs& args : segments) {
+    const int64_t count = panels_of(args);
+    const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, count);
+    if (from < to) worker.kernels.matmul(args, from, to, worker.scratch);
+    first += count;
+  }
 }
 
 std::vector<float> multiply(const KernelTable& kernels, std::span<const PackedMatrix* const> matrices, const float* x,
@@ -77,18 +118,8 @@ std::vector<float> multiply(const KernelTable& kernels, std::span<const PackedMa
   Memory scratch;
   scratch.reserve(scratch_floats * threads * static_cast<int64_t>(sizeof(float)));
   float* floats = reinterpret_cast<float*>(scratch.data());
-  Counter counter;
-  ThreadPool::instance().run(threads, [&](int thread, Barrier& barrier) {
-    const Worker worker{kernels, thread, threads, barrier, floats + thread * scratch_floats};
-    if (partner == Partner::a8) {
-      worker.share(m, 1, [&](int64_t begin, int64_t end) {
-        const auto quantize = two_terms ? kernels.quantize_a8_two_terms : kernels.quantize_a8;
-        quantize(x + begin * cols, cols, begin, end - begin, cols, a8.data());
-      });
-      barrier.meet();
-    }
-    run_products(worker, segments, counter);
-  });
+  Multiplication stages(kernels, segments, x, a8.data(), floats, scratch_floats, threads);
+  ThreadPool::instance().run(threads, stages);
   return out;
 }
 

@@ -13,9 +13,11 @@ namespace puna {
 // The arguments of one matrix's product, complete but for operand, rows and output.
 MatmulArgs product_args(const PackedMatrix& matrix);
 
-// This thread's part of the products `segments`, which share their operand: panels are handed out over all of them.
-// Worker::scratch must have scratch_floats() of the largest segment.
-void run_products(const Worker& worker, std::span<const MatmulArgs> segments, Counter& counter);
+// The panels of the products `segments`, which share their operand, one segment after the other.
+Work product_work(std::span<const MatmulArgs> segments);
+
+// Panels begin … end-1 of them. Worker::scratch must have scratch_floats() of the largest segment.
+void run_products(const Worker& worker, std::span<const MatmulArgs> segments, int64_t begin, int64_t end);
 
 // out[m, sum of rows] = x[m, cols] times all matrices, which must have equal columns and partners; on `threads` threads.
 // With `two_terms`, int8 activations are taken in two terms (quant/a8.h).

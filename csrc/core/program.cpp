@@ -1,8 +1,6 @@
 #include "program.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <stdexcept>
 
 #include "text.h"
@@ -13,10 +11,6 @@ namespace {
 
 constexpr size_t kMaxDeclarations = size_t{1} << 20;
 constexpr int64_t kMaxRowBytes = int64_t{1} << 36;
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 void check_count(size_t count, const char* what) {
   if (count >= kMaxDeclarations) invalid("a program has at most ", kMaxDeclarations, " ", what);
@@ -120,7 +114,8 @@ void Program::place(const Function& function, const Frame& frame) {
       invalid("instruction ", i, " of '", function.name, "' (", entry.op, "): ", error.what());
     }
     check_count(timeline_.size(), "instructions");
-    timeline_.push_back({&entry, frame});
+    timeline_.push_back({entry.instruction.get(), frame});
+    entries_.push_back(&entry);
   }
 }
 
@@ -129,12 +124,12 @@ void Program::finish() {
   require_open();
   if (open_sub_ != nullptr) invalid("subprogram '", open_sub_->name, "' is still open");
   timeline_.clear();
+  entries_.clear();
   needs_ = {};
   place(main_, {});
   for (size_t i = 0; i < needs_.outputs.size(); ++i) {
     if (!needs_.outputs[i].is_used) invalid("nothing writes output ", i);
   }
-  counters_ = std::make_unique<Counter[]>(timeline_.size() * kCountersPerInstruction);
   is_finished_ = true;
 }
 
@@ -144,49 +139,29 @@ void Program::execute(const Inputs& inputs, const std::vector<ArrayView>& output
   step_.bind(declarations_, needs_, inputs, outputs, threads);
 
   int64_t scratch_floats = 0;
-  for (size_t i = 0; i < timeline_.size(); ++i) {
-    const Placed& placed = timeline_[i];
-    const int64_t floats = placed.entry->instruction->scratch_floats(step_, placed.frame, kernels_);
+  for (const Placed& placed : timeline_) {
+    const int64_t floats = placed.instruction->scratch_floats(step_, placed.frame, kernels_);
     scratch_floats = std::max(scratch_floats, (floats + 15) / 16 * 16);
-    for (int c = 0; c < kCountersPerInstruction; ++c) {
-      counters_[i * kCountersPerInstruction + static_cast<size_t>(c)].next.store(0, std::memory_order_relaxed);
-    }
   }
   scratch_.reserve(scratch_floats * threads * static_cast<int64_t>(sizeof(float)));
-  float* scratch = reinterpret_cast<float*>(scratch_.data());
-
-  // For each thread when it had done its part of each instruction, and when it went on after the barrier.
-  const size_t count = is_traced_ ? timeline_.size() + 1 : 0;
-  std::vector<Stamp> stamps(count * static_cast<size_t>(threads));
-  ThreadPool::instance().run(threads, [&](int thread, Barrier& barrier) {
-    const Worker worker{kernels_, thread, threads, barrier, scratch + thread * scratch_floats};
-    Stamp* own = is_traced_ ? stamps.data() + count * static_cast<size_t>(thread) : nullptr;
-    if (own != nullptr) own->went_on = now_seconds();
-    for (size_t i = 0; i < timeline_.size(); ++i) {
-      const Placed& placed = timeline_[i];
-      placed.entry->instruction->run(step_, placed.frame, worker, counters_.get() + i * kCountersPerInstruction);
-      if (own != nullptr) own[i + 1].done = now_seconds();
-      barrier.meet();
-      if (own != nullptr) own[i + 1].went_on = now_seconds();
-    }
-  });
-  if (is_traced_) note_trace(stamps, count);
+  times_ = is_traced_ ? std::make_unique<InstructionTimes[]>(timeline_.size()) : nullptr;
+  Execution execution(kernels_, step_, timeline_, reinterpret_cast<float*>(scratch_.data()), scratch_floats, threads,
+                      times_.get());
+  ThreadPool::instance().run(threads, execution);
+  if (is_traced_) note_trace(threads);
 }
 
-void Program::note_trace(const std::vector<Stamp>& stamps, size_t count) {
+void Program::note_trace(int threads) {
   records_.clear();
-  // An instruction ends when the first thread goes on: another one may have been taken off its core meanwhile.
-  std::vector<double> ends(count, HUGE_VAL);
-  for (size_t i = 0; i < stamps.size(); ++i) ends[i % count] = std::min(ends[i % count], stamps[i].went_on);
   for (size_t i = 0; i < timeline_.size(); ++i) {
-    const Placed& placed = timeline_[i];
     TraceRecord& record = records_.emplace_back();
-    record.op = placed.entry->op;
-    record.name = placed.entry->name;
-    record.layer = placed.frame.layer;
-    record.seconds = ends[i + 1] - ends[i];
-    for (size_t at = i + 1; at < stamps.size(); at += count) record.waited += ends[i + 1] - stamps[at].done;
-    record.cost = placed.entry->instruction->cost(step_, placed.frame);
+    record.op = entries_[i]->op;
+    record.name = entries_[i]->name;
+    record.layer = timeline_[i].frame.layer;
+    record.seconds = times_[i].end - times_[i].begin;
+    const double worked = static_cast<double>(times_[i].worked_ns.load(std::memory_order_relaxed)) * 1e-9;
+    record.waited = std::max(0.0, record.seconds * threads - worked);
+    record.cost = timeline_[i].instruction->cost(step_, timeline_[i].frame);
   }
 }
 

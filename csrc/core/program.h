@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "instruction.h"
+#include "execution.h"
 
 namespace puna {
 
@@ -17,7 +17,7 @@ struct TraceRecord {
   std::string name;
   int64_t layer = 0;
   double seconds = 0;
-  double waited = 0;  // of all threads together, for the slowest one
+  double waited = 0;  // of all threads together, without work
   Cost cost;
 };
 
@@ -60,18 +60,10 @@ class Program {
     std::string name;
     std::vector<Entry> entries;
   };
-  // An instruction of the program with all calls written out.
-  struct Placed {
-    const Entry* entry;
-    Frame frame;
-  };
 
   void require_open() const;
   void place(const Function& function, const Frame& frame);
-  struct Stamp {
-    double done = 0, went_on = 0;  // seconds
-  };
-  void note_trace(const std::vector<Stamp>& stamps, size_t count);
+  void note_trace(int threads);
 
   const KernelTable& kernels_;
   std::mutex mutex_;
@@ -82,10 +74,11 @@ class Program {
   bool is_finished_ = false;
 
   std::vector<Placed> timeline_;
+  std::vector<const Entry*> entries_;  // of the timeline
   Needs needs_;
   Step step_;
   Memory scratch_;
-  std::unique_ptr<Counter[]> counters_;
+  std::unique_ptr<InstructionTimes[]> times_;
   bool is_traced_ = false;
   std::vector<TraceRecord> records_;
 };

@@ -5,6 +5,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include <pthread.h>
 
@@ -16,6 +17,15 @@ namespace {
 std::atomic<bool> is_forked{false};
 
 void note_fork() { is_forked.store(true, std::memory_order_relaxed); }
+
+// The fields of ThreadPool::word_.
+constexpr int kPieceBits = 20;
+constexpr uint32_t word_of(int threads, int64_t remaining) {
+  return static_cast<uint32_t>(threads) << kPieceBits | static_cast<uint32_t>(remaining);
+}
+constexpr int threads_of(uint32_t word) { return static_cast<int>(word >> kPieceBits); }
+constexpr int64_t remaining_of(uint32_t word) { return word & ((uint32_t{1} << kPieceBits) - 1); }
+static_assert(kMaxPieces < int64_t{1} << kPieceBits && kMaxThreads < 1 << (32 - kPieceBits));
 
 #if defined(__x86_64__)
 // Exceptions masked, round to nearest, flush to zero (bit 15), denormals are zero (bit 6).
@@ -75,16 +85,52 @@ void ThreadPool::start_workers(int count) {
 void ThreadPool::work(int thread, Worker& worker) {
   pthread_setname_np(pthread_self(), ("puna-" + std::to_string(thread)).c_str());
   const FlushSubnormals flush;
-  Patience patience = Patience::spin;
-  for (uint32_t ticket = 0;; ++ticket) {
-    wait_while_equal(worker.ticket, ticket, worker.sleepers, patience);
-    patience = barrier_.patience();
-    (*task_)(thread, barrier_);
-    barrier_.meet();
+  for (uint32_t ticket = 0;;) {
+    wait_while_equal(worker.ticket, ticket, worker.sleepers, patience_.load(std::memory_order_relaxed));
+    ticket = worker.ticket.load(std::memory_order_acquire);
+    take_part(thread);
   }
 }
 
-void ThreadPool::run(int threads, const std::function<void(int, Barrier&)>& task) {
+void ThreadPool::publish(int threads, int64_t remaining) {
+  word_.store(word_of(threads, remaining), std::memory_order_release);
+  events_.fetch_add(1, std::memory_order_seq_cst);
+  wake_all(events_, sleepers_);
+}
+
+void ThreadPool::take_part(int thread) {
+  for (;;) {
+    const uint32_t events = events_.load(std::memory_order_acquire);  // before the word: what comes after it wakes
+    uint32_t word = word_.load(std::memory_order_acquire);
+    if (thread >= threads_of(word)) return;
+    const int64_t remaining = remaining_of(word);
+    if (remaining == 0) {
+      wait_while_equal(events_, events, sleepers_, patience_.load(std::memory_order_relaxed));
+      continue;
+    }
+    if (!word_.compare_exchange_weak(word, word - 1, std::memory_order_acq_rel, std::memory_order_relaxed)) continue;
+    const int64_t pieces = pieces_;
+    stages_->piece(thread, pieces - remaining);
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == pieces) advance(thread);
+  }
+}
+
+void ThreadPool::advance(int thread) {
+  for (;;) {
+    const int64_t pieces = stages_->next(thread);
+    if (pieces == 0) {
+      publish(0, 0);
+      return;
+    }
+    pieces_ = pieces;
+    done_.store(0, std::memory_order_relaxed);
+    publish(threads_, pieces - 1);  // the first one is this thread's
+    stages_->piece(thread, 0);
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 != pieces) return;
+  }
+}
+
+void ThreadPool::run(int threads, Stages& stages) {
   if (threads < 1 || threads > kMaxThreads) {
     throw std::invalid_argument("threads must be 1 to " + std::to_string(kMaxThreads) + ", got " +
                                 std::to_string(threads));
@@ -96,16 +142,33 @@ void ThreadPool::run(int threads, const std::function<void(int, Barrier&)>& task
   }
   const std::lock_guard lock(run_mutex_);
   start_workers(threads - 1);
-  barrier_.prepare(threads, threads <= cpu_info().default_threads ? Patience::spin : Patience::yield);
-  task_ = &task;
+  patience_.store(threads <= cpu_info().default_threads ? Patience::spin : Patience::yield, std::memory_order_relaxed);
+  stages_ = &stages;
+  threads_ = threads;
+  publish(threads, 0);  // before the tickets: who comes early must see that there is a run
   for (int i = 0; i < threads - 1; ++i) {
     Worker& worker = *workers_[static_cast<size_t>(i)];
     worker.ticket.fetch_add(1, std::memory_order_seq_cst);
     wake_all(worker.ticket, worker.sleepers);
   }
   const FlushSubnormals flush;
-  task(0, barrier_);
-  barrier_.meet();
+  advance(0);
+  take_part(0);
+}
+
+void ThreadPool::run_together(int threads, const std::function<void(int)>& task) {
+  class Together final : public Stages {
+   public:
+    Together(int threads, const std::function<void(int)>& task) : pieces_(threads), task_(task) {}
+    int64_t next(int) override { return std::exchange(pieces_, 0); }
+    void piece(int, int64_t index) override { task_(static_cast<int>(index)); }
+
+   private:
+    int64_t pieces_;
+    const std::function<void(int)>& task_;
+  };
+  Together stages(threads, task);
+  run(threads, stages);
 }
 
 }  // namespace puna

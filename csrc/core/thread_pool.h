@@ -13,36 +13,41 @@
 namespace puna {
 
 inline constexpr int kMaxThreads = 1024;
+inline constexpr int64_t kMaxPieces = (int64_t{1} << 20) - 1;
 
-// Where the threads of a run meet. Reusable; every thread of the run must call `meet` equally often. It must outlive
-// the run: the last thread to arrive still touches it after the others have left.
+// What a run does, one stage after the other. A stage is a number of pieces that threads take one by one; it ends when
+// all of them are done, whoever did them. A thread that has no piece keeps nobody waiting: it may lose its core, come
+// back after the run, and finds nothing that is left of it. Nothing may throw.
+class Stages {
+ public:
+  // Begins the next stage, in the one thread that ended the last one (the caller's, for the first). Returns its pieces,
+  // at most kMaxPieces; 0 ends the run. What is not worth a hand-over may be done here.
+  virtual int64_t next(int thread) = 0;
+  // Does one piece. `thread` is 0 … threads-1, of this run; no two pieces of one thread overlap.
+  virtual void piece(int thread, int64_t index) = 0;
+
+ protected:
+  ~Stages() = default;
+};
+
+// Where threads meet that run at the same time. Reusable; all of them must call `meet` equally often.
 class Barrier {
  public:
-  // For the next run, once all threads have arrived in the last one's final `meet`.
-  void prepare(int threads, Patience patience) {
-    threads_ = static_cast<uint32_t>(threads);
-    patience_ = patience;
-  }
-  Patience patience() const { return patience_; }
+  explicit Barrier(int threads) : threads_(static_cast<uint32_t>(threads)) {}
 
   void meet() {
-    // Read before arriving: afterwards the run may be over and the next one be prepared.
-    const uint32_t threads = threads_;
-    const Patience patience = patience_;
-    if (threads == 1) return;
     const uint32_t round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
       arrived_.store(0, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_seq_cst);
       wake_all(round_, sleepers_);
     } else {
-      wait_while_equal(round_, round, sleepers_, patience);
+      wait_while_equal(round_, round, sleepers_, Patience::spin);
     }
   }
 
  private:
-  uint32_t threads_ = 1;
-  Patience patience_ = Patience::spin;
+  const uint32_t threads_;
   alignas(64) std::atomic<uint32_t> arrived_{0};
   alignas(64) std::atomic<uint32_t> round_{0};
   std::atomic<uint32_t> sleepers_{0};
@@ -66,11 +71,12 @@ class ThreadPool {
  public:
   static ThreadPool& instance();
 
-  // Calls task(thread, barrier) for thread = 0 … threads-1 at the same time, 0 in the calling thread, and returns when
-  // all are done; subnormals are flushed meanwhile. One run at a time: another caller waits. The task must not throw.
-  // Throws std::invalid_argument for a number of threads outside 1 … kMaxThreads, and std::runtime_error in a process
-  // that was forked after the pool had been used, or when threads cannot be started.
-  void run(int threads, const std::function<void(int, Barrier&)>& task);
+  // Goes through all stages with as many threads, the calling one among them; subnormals are flushed meanwhile. One run
+  // at a time: another caller waits. Throws std::invalid_argument for a number of threads outside 1 … kMaxThreads, and
+  // std::runtime_error in a process that was forked after the pool had been used, or when threads cannot be started.
+  void run(int threads, Stages& stages);
+  // Calls task(i) for i = 0 … threads-1, in as many threads: the calls may wait for each other. As `run` otherwise.
+  void run_together(int threads, const std::function<void(int)>& task);
 
  private:
   struct Worker {
@@ -81,11 +87,25 @@ class ThreadPool {
   ThreadPool();
   void start_workers(int count);
   void work(int thread, Worker& worker);
+  void publish(int threads, int64_t remaining);
+  void take_part(int thread);
+  void advance(int thread);
 
   std::mutex run_mutex_;
   std::vector<std::unique_ptr<Worker>> workers_;
-  const std::function<void(int, Barrier&)>* task_ = nullptr;
-  Barrier barrier_;
+
+  // The stage at hand: threads of the run (0: there is none), and pieces that nobody has taken yet. A piece is taken by
+  // exchanging this word, so whoever succeeds holds a piece of the stage that is current at that moment, and until the
+  // piece is done neither the stage nor anything of the run goes away.
+  alignas(64) std::atomic<uint32_t> word_{0};
+  std::atomic<uint32_t> events_{0};  // counts changes of the word that are worth waking for
+  std::atomic<uint32_t> sleepers_{0};
+  std::atomic<Patience> patience_{Patience::spin};
+  // For holders of a piece only.
+  Stages* stages_ = nullptr;
+  int threads_ = 0;
+  int64_t pieces_ = 0;
+  alignas(64) std::atomic<int64_t> done_{0};
 };
 
 }  // namespace puna

@@ -23,7 +23,7 @@ std::shared_ptr<PackedMatrix> pack_matrix(const Format& format, const uint8_t* s
   auto matrix = std::make_shared<PackedMatrix>(format, rows, cols, full_precision);
   // Consecutive panels for each thread, as the products read them: pages lie near the core that touched them first.
   const int64_t panels = matrix->panels();
-  ThreadPool::instance().run(threads, [&](int thread, Barrier&) {
+  ThreadPool::instance().run_together(threads, [&](int thread) {
     matrix->pack(source, panels * thread / threads, panels * (thread + 1) / threads);
   });
   return matrix;

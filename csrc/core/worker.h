@@ -1,49 +1,50 @@
-// One thread's view of a run.
+// What a thread works with, and how work is divided among threads.
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
+#include <limits>
 
 #include "kernel_table.h"
-#include "thread_pool.h"
 
 namespace puna {
 
-// Pieces of work that threads take one by one. Zero at the start of a run.
-struct alignas(64) Counter {
-  std::atomic<int64_t> next{0};
-};
-
+// One thread's view of a run.
 struct Worker {
   const KernelTable& kernels;
-  int thread;
-  int threads;
-  Barrier& barrier;
   float* scratch;  // of this thread, as much as the instructions of the run asked for
+};
 
-  // Calls f(begin, end) with this thread's part of 0 … count-1: consecutive, in multiples of `grain`.
-  template <typename F>
-  void share(int64_t count, int64_t grain, F f) const {
-    const int64_t grains = (count + grain - 1) / grain;
-    const int64_t begin = grains * thread / threads * grain;
-    const int64_t end = std::min(grains * (thread + 1) / threads * grain, count);
-    if (begin < end) f(begin, end);
-  }
+// Work that can be divided between any two of its units, which may be done in any order and by any thread.
+struct Work {
+  int64_t units = 0;
+  // What one piece may hold at least and at most: less is not worth a hand-over, more would leave the cache.
+  int64_t least = 1;
+  int64_t most = std::numeric_limits<int64_t>::max();
+};
 
-  // Calls f(begin, end) for chunks of 0 … count-1 that no other thread has taken.
+struct Range {
+  int64_t begin, end;
+};
+
+// The pieces of work for some threads, in the order in which they are taken. They shrink as the work comes to its end: a
+// first half in one piece for each thread, half of the rest, and so on. Long pieces are long streams of memory, short
+// ones let all threads end at about the same time.
+class Division {
+ public:
+  Division() = default;
+  Division(const Work& work, int threads);
+
+  int64_t pieces() const { return pieces_; }
+  Range piece(int64_t index) const;
+
+ private:
+  // Calls f(rest, chunk, count): `count` pieces of `chunk` units, the last one shorter, for `rest` units that are left.
   template <typename F>
-  void take(Counter& counter, int64_t count, int64_t chunk, F f) const {
-    if (threads == 1) {
-      if (count > 0) f(int64_t{0}, count);
-      return;
-    }
-    for (;;) {
-      const int64_t begin = counter.next.fetch_add(chunk, std::memory_order_relaxed);
-      if (begin >= count) return;
-      f(begin, std::min(begin + chunk, count));
-    }
-  }
+  void each_level(F f) const;
+
+  Work work_;
+  int64_t threads_ = 1, pieces_ = 0;
 };
 
 }  // namespace puna

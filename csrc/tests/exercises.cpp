@@ -1,5 +1,6 @@
 #include "exercises.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -25,29 +26,71 @@ constexpr bool kIsWatchingThreads = false;
 #endif
 constexpr int kThreads[] = {1, 2, 5, 16};
 
-// Every round each thread adds what it sees of its neighbour, which is right only if all have met in between.
+// Stages of 0 to 40 pieces, each of which adds what the stage before it left of two others: right only if a stage begins
+// when all pieces of the one before are done, and each is done once.
+class Rounds final : public Stages {
+ public:
+  static constexpr int64_t kRounds = 200, kPieces = 41;
+
+  int64_t next(int) override {
+    std::swap(values_, next_);
+    next_ = values_;
+    return ++round_ > kRounds ? 0 : std::max<int64_t>(1, round_ % kPieces);
+  }
+
+  void piece(int, int64_t index) override {
+    const size_t self = static_cast<size_t>(index), other = static_cast<size_t>((index + round_) % kPieces);
+    next_[self] = (2 * values_[self] + values_[other] + round_) % 1000003;
+  }
+
+  const std::vector<int64_t>& values() const { return values_; }
+
+ private:
+  int64_t round_ = 0;
+  std::vector<int64_t> values_ = std::vector<int64_t>(kPieces, 1), next_ = values_;
+};
+
 bool run_rounds(int threads) {
+  Rounds together, alone;
+  ThreadPool::instance().run(threads, together);
+  while (const int64_t pieces = alone.next(0)) {
+    for (int64_t piece = 0; piece < pieces; ++piece) alone.piece(0, piece);
+  }
+  return together.values() == alone.values();
+}
+
+// Every round each thread adds what it sees of its neighbour, which is right only if all have met in between.
+bool meet_in_rounds(int threads) {
   constexpr int kRounds = 50;
   std::vector<int64_t> values(static_cast<size_t>(threads), 1), next(static_cast<size_t>(threads));
-  std::vector<Counter> counters(kRounds);
-  std::vector<int64_t> taken(static_cast<size_t>(threads));
-  ThreadPool::instance().run(threads, [&](int thread, Barrier& barrier) {
+  Barrier barrier(threads);
+  ThreadPool::instance().run_together(threads, [&](int thread) {
     const size_t self = static_cast<size_t>(thread), neighbour = static_cast<size_t>((thread + 1) % threads);
-    for (Counter& counter : counters) {
+    for (int round = 0; round < kRounds; ++round) {
       next[self] = (values[self] + values[neighbour]) % 1000003;
-      while (counter.next.fetch_add(1, std::memory_order_relaxed) < 100) ++taken[self];
       barrier.meet();
       values[self] = next[self];
       barrier.meet();
     }
   });
-  int64_t wanted = 1, pieces = 0;
+  int64_t wanted = 1;
   for (int i = 0; i < kRounds; ++i) wanted = 2 * wanted % 1000003;
-  for (const int64_t count : taken) pieces += count;
-  for (const int64_t value : values) {
-    if (value != wanted) return false;
+  return std::all_of(values.begin(), values.end(), [&](int64_t value) { return value == wanted; });
+}
+
+// Whether pieces cover the work once, in order, within their limits.
+bool divides(const Work& work, int threads) {
+  const Division division(work, threads);
+  int64_t end = 0;
+  for (int64_t i = 0; i < division.pieces(); ++i) {
+    const Range piece = division.piece(i);
+    const bool is_last = i + 1 == division.pieces();
+    if (piece.begin != end || piece.end <= piece.begin) return false;
+    if (threads > 1 && piece.end - piece.begin > std::max(work.most, work.least)) return false;
+    if (!is_last && piece.end - piece.begin < std::min(work.least, work.most)) return false;
+    end = piece.end;
   }
-  return pieces == 100 * kRounds;
+  return end == work.units;
 }
 
 // f() from several threads at once; whether all of them say yes.
@@ -71,7 +114,7 @@ bool all_callers(F f) {
 
 bool refuses_threads(int threads) {
   try {
-    ThreadPool::instance().run(threads, [](int, Barrier&) {});
+    ThreadPool::instance().run_together(threads, [](int) {});
   } catch (const std::invalid_argument&) {
     return true;
   }
@@ -101,12 +144,24 @@ class TemporaryFile {
 
 bool exercise_pool() {
   bool is_good = refuses_threads(0) && refuses_threads(kMaxThreads + 1);
-  for (const int threads : kThreads) is_good &= run_rounds(threads);
+  for (const int threads : kThreads) is_good &= meet_in_rounds(threads);
   return is_good & all_callers([] {
     bool is_right = true;
     for (const int threads : kThreads) is_right &= run_rounds(threads);
     return is_right;
   });
+}
+
+bool exercise_division() {
+  bool is_good = true;
+  for (const int64_t units : {0, 1, 2, 3, 7, 31, 60, 68, 192, 1000, 8016, 123457}) {
+    for (const int64_t least : {1, 2, 5, 300}) {
+      for (const int64_t most : {1, 16, 1000000}) {
+        for (const int threads : kThreads) is_good &= divides({units, least, most}, threads);
+      }
+    }
+  }
+  return is_good;
 }
 
 bool exercise_programs(const std::vector<Case>& cases) {

@@ -1,4 +1,4 @@
-// What recorded cases cannot say: threads that meet, callers that share the pool, files that are cut.
+// What recorded cases cannot say: threads that take pieces, callers that share the pool, files that are cut.
 #pragma once
 
 #include <vector>
@@ -7,8 +7,10 @@
 
 namespace puna::replay {
 
-// Runs with 1, 2, 5 and 16 threads, barriers in between, from several callers at once.
+// Stages and barriers with 1, 2, 5 and 16 threads, stages from several callers at once.
 bool exercise_pool();
+// That the pieces of work are all of it.
+bool exercise_division();
 // The programs of the cases, executed by several callers at once on the default variant.
 bool exercise_programs(const std::vector<Case>& cases);
 // A file that loses its end while it is mapped.

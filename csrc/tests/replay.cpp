@@ -82,7 +82,8 @@ int replay_all(const std::string& directory, std::vector<std::string> variants) 
     }
     is_good &= replay_variant(cases, variant);
   }
-  is_good &= report("threads that meet", exercise_pool());
+  is_good &= report("threads that take pieces", exercise_pool());
+  is_good &= report("pieces of work", exercise_division());
   is_good &= report("programs side by side", exercise_programs(cases));
   is_good &= report("a file that is cut while mapped", exercise_mapped_file());
   return is_good ? 0 : 1;

@@ -55,6 +55,48 @@ def test_more_threads_than_cores_do_not_crawl() -> None:
     assert time.perf_counter() - begin < 2.0
 
 
+CROWDED = """
+import os, sys, time
+import numpy as np
+from puna import _native
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+program = _native.Program(_native.default_variant())
+weight = program.weight(_native.PackedMatrix("F32", np.eye(256, dtype=np.float32), 256, 256, threads=1))
+buffers = [program.buffer("T", 1024) for _ in range(2)]
+program.emit("embed", weight=weight, out=buffers[0], scale=1.0)
+for _ in range(400):
+    program.emit("matmul", x=buffers[0], width=256, weights=[weight], out=buffers[1], out_col=0, biases=[-1], clip=0.0,
+                 residual=-1, multiplier=1.0, two_terms=False)
+    buffers.reverse()
+program.emit("copy_out", x=buffers[0], col=0, width=256, output=0, out_col=0, rows="T")
+program.finish()
+inputs = {"tokens": np.array([7]), "input_row_offsets": np.array([0, 1], np.uint32)}
+out = np.empty((1, 256), np.float32)
+
+def seconds(threads):
+    best = float("inf")
+    for _ in range(10):
+        begin = time.perf_counter()
+        program.execute(inputs, [out], threads)
+        best = min(best, time.perf_counter() - begin)
+    assert out[0, 7] == 1.0 and out.sum() == 1.0
+    return best
+
+alone = seconds(1)
+print(seconds(8) / alone)
+"""
+
+
+def test_threads_without_a_core_keep_nobody_waiting() -> None:
+    """Eight threads on one core take about twice the time of one: whoever has the core does the work.
+
+    Were they to meet after each of the 400 products, they would take six times as long.
+    """
+    done = subprocess.run([sys.executable, "-c", CROWDED], capture_output=True, text=True, timeout=60, check=True)
+    assert float(done.stdout) < 3.5
+
+
 def test_two_sessions_share_the_pool() -> None:
     """Programs executed from several Python threads at once: each gets what it gets alone."""
     rigs = [make_rig(rows=8 + i, products=3)[0] for i in range(4)]

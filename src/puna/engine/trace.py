@@ -38,7 +38,7 @@ class TraceRecord:
         bytes: Bytes of weights, cache and activations that it had to move.
         flops: Arithmetic operations.
         share_of_limit: The larger of its shares of the machine's memory and arithmetic limits, 0 to about 1.
-        waited: How long threads waited for the slowest one, summed over threads.
+        waited: How long threads were without work meanwhile, summed over threads.
     """
 
     op: str
