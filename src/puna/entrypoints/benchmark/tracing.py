@@ -49,7 +49,7 @@ class SummaryRow:
         name: The instruction; `loop` is what no instruction covers.
         count: How often it ran.
         seconds: How long that took.
-        waited: How long threads waited for the slowest one meanwhile, summed over threads.
+        waited: How long threads were without work meanwhile, summed over threads.
         gbps: 10^9 bytes per second.
         gflops: 10^9 operations per second.
         share_of_limit: The larger of its shares of the machine's memory and arithmetic limits.
