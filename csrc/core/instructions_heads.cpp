@@ -28,22 +28,22 @@ class HeadNorm final : public Instruction {
     return {2 * elements * static_cast<int64_t>(sizeof(float)), 4 * elements};
   }
 
-  void run(const Step& step, const Frame& frame, const Worker& worker, Counter*) const override {
-    worker.share(step.rows_of(x_), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        // The parts of a row are rows of a narrower matrix.
-        NormArgs args = {};
-        args.kind = NormKind::rms;
-        args.out = step.floats_of(x_) + row * step.ld(x_) + col_;
-        args.ldo = width_;
-        args.x = args.out;
-        args.ldx = width_;
-        args.weight = vector_or_null(step, frame, weight_);
-        args.width = width_;
-        args.eps = eps_;
-        worker.kernels.norm(args, 0, parts_, nullptr);
-      }
-    });
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(x_)}; }
+
+  void run(const Step& step, const Frame& frame, const Worker& worker, const Part& part) const override {
+    for (int64_t row = part.begin; row < part.end; ++row) {
+      // The parts of a row are rows of a narrower matrix.
+      NormArgs args = {};
+      args.kind = NormKind::rms;
+      args.out = step.floats_of(x_) + row * step.ld(x_) + col_;
+      args.ldo = width_;
+      args.x = args.out;
+      args.ldx = width_;
+      args.weight = vector_or_null(step, frame, weight_);
+      args.width = width_;
+      args.eps = eps_;
+      worker.kernels.norm(args, 0, parts_, nullptr);
+    }
   }
 
  private:
