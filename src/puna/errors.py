@@ -153,6 +153,15 @@ class InsufficientMemoryError(PunaError, RuntimeError):
         )
 
 
+class StepFailedError(PunaError, RuntimeError):
+    """A forward pass failed twice for a request, the second time with nothing beside it; the engine lives on."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+        super().__init__(f"the model failed on this request: {type(cause).__name__}: {cause}")
+        self.__cause__ = cause
+
+
 class QueueFullError(PunaError, RuntimeError):
     """Back-pressure: the waiting line is full, try again later."""
 

@@ -14,15 +14,17 @@ from puna.errors import InsufficientBlocksError, InsufficientMemoryError
 from puna.graph import DeviceRef
 from puna.nn.kv_cache import KVCacheParams
 from puna.pipelines.kv_cache import (
+    BlockHash,
+    BlockHasher,
     BlockPool,
     CacheKey,
     CacheRow,
     MachineMemory,
     PagedKVCacheManager,
-    hash_block,
     machine_memory,
     plan_num_blocks,
 )
+from puna.pipelines.kv_cache.blocks import ROOT
 from puna.pipelines.request import RequestID
 from support.fake_model import fake_params
 
@@ -132,18 +134,109 @@ def test_keys_separate_equal_tokens(key: CacheKey) -> None:
 
 def test_keys_cannot_be_confused() -> None:
     keys = [CacheKey(), CacheKey(adapter="ab"), CacheKey(adapter="a", salt="b"), CacheKey(salt="ab"), CacheKey(12)]
-    assert len({key.root() for key in [*keys, CacheKey(1, adapter="2")]}) == 6
+    hasher = BlockHasher()
+    assert len({hasher.root(key) for key in [*keys, CacheKey(1, adapter="2")]}) == 6
+
+
+def test_hashes_are_a_secret_of_the_process() -> None:
+    assert BlockHasher().root(KEY) != BlockHasher().root(KEY)
+    assert BlockHasher(b"key").root(KEY) == BlockHasher(b"key").root(KEY)
 
 
 def test_equal_hash_of_other_tokens_is_no_hit() -> None:
     pool = BlockPool(2)
     first, second = pool.take(2)
-    digest = hash_block(KEY.root(), ids(1, 2))
-    pool.publish(first, digest, b"tokens")
-    assert pool.find(digest, b"others") is None
-    assert pool.publish(second, digest, b"others") == second
-    assert pool.find(digest, b"tokens") == first
+    digest = BlockHash(b"the same for all")
+    serial = pool.publish(first, digest, b"tokens", ROOT).serial
+    assert pool.find(digest, b"others", ROOT) is None
+    assert pool.find(digest, b"tokens", serial) is None
+    assert pool.find(digest, b"tokens", ROOT) == (first, serial)
+    assert pool.publish(second, digest, b"others", ROOT).block == second
+    assert pool.find(digest, b"tokens", ROOT) is None
     pool.check([[first, second]])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), min_size=1, max_size=12), st.integers(3, 8))
+def test_colliding_hashes_never_give_a_wrong_page(prompts: list[list[int]], num_blocks: int) -> None:
+    kv = manager(num_blocks, page_size=2)
+    kv._hasher.block = lambda parent, tokens: BlockHash(b"the same for all")  # type: ignore[method-assign]
+    contents: dict[int, tuple[int, ...]] = {}  # of each block: all tokens up to its end
+    for number, tokens in enumerate(prompts):
+        prefix = kv.match(ids(*tokens), KEY)
+        for index, block in enumerate(prefix.blocks):
+            assert contents[block] == tuple(tokens[: 2 * index + 2])
+        name = RequestID(str(number))
+        try:
+            kv.reserve(name, len(tokens), KEY, prefix)
+        except InsufficientBlocksError:
+            continue
+        (inputs,) = kv.inputs([CacheRow(name, prefix.num_tokens, len(tokens) - prefix.num_tokens)])
+        for index, block in enumerate(inputs.lookup_table.to_numpy()[0].tolist()):
+            if index >= len(prefix.blocks):
+                contents[block] = tuple(tokens[: 2 * index + 2])
+        kv.commit(name, ids(*tokens), len(tokens))
+        kv.check()
+        kv.release(name)
+        kv.check()
+
+
+class TestForks:
+    """Two sequences over the same pages: what is full is shared for good, what is open is copied when it is written."""
+
+    def test_the_open_page_is_copied_by_whoever_goes_on_first(self) -> None:
+        kv = manager(page_size=4)
+        kv.reserve(A, 6, KEY)
+        kv._pages[kv._claims[A].blocks[1]] = 7
+        kv.fork(A, B, 6)
+        assert kv.counts().used == 2
+        with pytest.raises(ValueError, match="others hold too"):
+            kv.inputs([CacheRow(A, 6, 1)])
+        kv.reserve(B, 7, KEY)
+        assert kv.counts().used == 3
+        first, second = kv._claims[A].blocks, kv._claims[B].blocks
+        assert first[0] == second[0] and first[1] != second[1]
+        assert (kv._pages[second[1]] == 7).all()
+        kv.reserve(A, 7, KEY)  # nobody else holds it any more
+        assert kv._claims[A].blocks == first
+        kv.inputs([CacheRow(A, 6, 1), CacheRow(B, 6, 1)])
+        kv.check()
+
+    def test_a_full_page_is_never_copied(self) -> None:
+        kv = manager(page_size=4)
+        kv.reserve(A, 8, KEY)
+        kv.fork(A, B, 8)
+        kv.reserve(A, 9, KEY)
+        kv.reserve(B, 9, KEY)
+        assert kv.counts().used == 4
+        assert kv._claims[A].blocks[:2] == kv._claims[B].blocks[:2]
+
+    def test_pages_that_nobody_wrote_yet_are_not_shared(self) -> None:
+        kv = manager(page_size=4)
+        kv.reserve(A, 12, KEY)
+        kv.fork(A, B, 5)
+        assert len(kv._claims[B].blocks) == 2
+        kv.reserve(A, 12, KEY)
+        kv.inputs([CacheRow(A, 5, 7)])
+        kv.check()
+
+    def test_a_copy_that_does_not_fit_changes_nothing(self) -> None:
+        kv = manager(num_blocks=2, page_size=4)
+        kv.reserve(A, 6, KEY)
+        kv.fork(A, B, 6)
+        with pytest.raises(InsufficientBlocksError):
+            kv.reserve(B, 7, KEY)
+        kv.check()
+        kv.release(A)
+        kv.reserve(B, 7, KEY)
+        kv.check()
+
+    def test_wrong_forks_are_refused(self) -> None:
+        kv = manager(page_size=4)
+        kv.reserve(A, 4, KEY)
+        for parent, child, computed in ((B, C, 1), (A, B, 5), (A, A, 1)):
+            with pytest.raises(ValueError, match="holds"):
+                kv.fork(parent, child, computed)
 
 
 def test_two_requests_with_equal_pages_keep_one() -> None:

@@ -2,89 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.errors import InsufficientBlocksError, InvalidRequestError, QueueFullError
+from puna.errors import InsufficientBlocksError, InvalidRequestError, QueueFullError, StepFailedError
 from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, RotaryEmbedding
-from puna.pipelines.batch import FinishReason, GenerationDelta
-from puna.pipelines.context import EOSTracker, TextContext, TokenBuffer
-from puna.pipelines.kv_cache import PagedKVCacheManager
+from puna.pipelines.batch import FinishReason
+from puna.pipelines.context import EOSTracker
 from puna.pipelines.request import RequestID, SamplingParams
-from puna.pipelines.sampling import NonFiniteLogitsError, Sampler
-from puna.pipelines.scheduler import Scheduler, SchedulerLimits
-from puna.pipelines.text_generation import TextGenerationPipeline
-from support.fake_model import FakeModel, expected_greedy, fake_params, logits_for
-
-GREEDY = SamplingParams(temperature=0)
-
-
-@dataclass
-class Rig:
-    """A pipeline over the fake model."""
-
-    num_blocks: int = 64
-    page_size: int = 4
-    prefix: bool = True
-    rope: RotaryEmbedding | None = None
-    limits: SchedulerLimits = field(default_factory=lambda: SchedulerLimits(max_batch_size=4))
-    poison: int = -1
-
-    def __post_init__(self) -> None:
-        regime = self.rope.regime if self.rope is not None else (lambda length: 0)
-        self.model = FakeModel(regime=regime, poison=self.poison)
-        self.kv = PagedKVCacheManager(fake_params(self.page_size, self.prefix), self.num_blocks)
-        self.scheduler = Scheduler(self.kv, self.limits, self.rope)
-        self.pipeline = TextGenerationPipeline(self.model, self.kv, self.scheduler, Sampler())
-
-    def run(self, contexts: Sequence[TextContext]) -> dict[RequestID, list[GenerationDelta]]:
-        """All deltas by request, with the books of the cache checked after every step."""
-        for context in contexts:
-            self.pipeline.add(context)
-        deltas: dict[RequestID, list[GenerationDelta]] = {context.request_id: [] for context in contexts}
-        for _ in range(10_000):
-            if not self.pipeline.has_work:
-                break
-            for delta in self.pipeline.step():
-                deltas[delta.request_id].append(delta)
-            self.kv.check()
-        assert not self.pipeline.has_work, "the loop does not end"
-        assert self.kv.counts().used == 0
-        return deltas
-
-    def tokens(self, contexts: Sequence[TextContext]) -> list[list[int]]:
-        deltas = self.run(contexts)
-        return [[token for delta in deltas[c.request_id] for token in delta.tokens] for c in contexts]
-
-
-def context(prompt: Sequence[int], count: int = 10, params: SamplingParams = GREEDY, **options: object) -> TextContext:
-    return TextContext(
-        tokens=TokenBuffer(np.array(prompt, dtype=np.int64)),
-        max_length=len(prompt) + count,
-        sampling_params=params,
-        **options,  # type: ignore[arg-type]
-    )
-
-
-def prompts_of(seed: int, count: int, longest: int = 30) -> list[list[int]]:
-    """Prompts that share beginnings, so that prefixes are found."""
-    draw = np.random.default_rng(seed)
-    stem = draw.integers(0, 50, longest).tolist()
-    found = []
-    for _ in range(count):
-        shared = int(draw.integers(0, longest))
-        own = draw.integers(0, 50, int(draw.integers(1, longest))).tolist()
-        found.append((stem[:shared] + own)[:longest])
-    return found
-
-
-def one_regime(length: int) -> int:
-    return 0
+from puna.pipelines.sampling import NonFiniteLogitsError
+from puna.pipelines.scheduler import SchedulerLimits
+from support.fake_loop import GREEDY, Rig, context, one_regime, prompts_of
+from support.fake_model import expected_greedy, logits_for
 
 
 def test_step_gives_the_tokens_of_the_model() -> None:
@@ -350,3 +281,183 @@ def test_dynamic_base_is_the_admission_length_through_preemption() -> None:
 
 def test_fake_model_sees_regimes() -> None:
     assert not np.array_equal(logits_for([1, 2], 0, 50), logits_for([1, 2], 1, 50))
+
+
+class TestChoices:
+    """Several continuations of one prompt: it is read once, and each is what it is alone."""
+
+    def test_a_prompt_is_read_once(self) -> None:
+        rig = Rig(limits=SchedulerLimits(max_batch_size=4))
+        params = SamplingParams(seed=5, temperature=1.5)
+        deltas = rig.run([request := context(list(range(10)), 6, params, num_choices=3)])[request.request_id]
+        assert rig.model.steps == [[10]] + [[1, 1, 1]] * 5
+        found = [[t for delta in deltas if delta.choice == choice for t in delta.tokens] for choice in range(3)]
+        assert len({tuple(tokens) for tokens in found}) == 3
+        assert found[0] == Rig().tokens([context(list(range(10)), 6, params)])[0]
+        for choice in (1, 2):
+            assert found[choice] == Rig().tokens([context(list(range(10)), 6, params, choice=choice)])[0]
+
+    def test_more_choices_than_a_step_holds_take_turns(self) -> None:
+        rig = Rig(limits=SchedulerLimits(max_batch_size=2))
+        deltas = rig.run([context(list(range(6)), 4, num_choices=5), context([1, 2], 3)])
+        assert sum(len(delta.tokens) for some in deltas.values() for delta in some) == 5 * 4 + 3
+        assert max(len(step) for step in rig.model.steps) == 2
+
+    def test_one_choice_can_be_ended(self) -> None:
+        rig = Rig()
+        request = context([1, 2, 3], 8, num_choices=2)
+        rig.pipeline.add(request)
+        assert not rig.pipeline.abort(request.request_id, choice=1)  # it does not go on by itself yet
+        rig.step()
+        assert rig.pipeline.abort(request.request_id, choice=1)
+        assert {delta.choice for delta in rig.finish()} == {0}
+
+    def test_a_prompt_that_fails_fails_for_all(self) -> None:
+        rig = Rig(poison=7)
+        deltas = rig.run([request := context([7], num_choices=2)])[request.request_id]
+        assert [delta.choice for delta in deltas] == [0, 1]
+        assert all(isinstance(delta.error, NonFiniteLogitsError) for delta in deltas)
+
+    def test_no_choice_is_refused(self) -> None:
+        with pytest.raises(InvalidRequestError, match="n: must be at least 1, got 0"):
+            context([1], num_choices=0)
+
+
+class TestFailures:
+    """A step that fails takes nobody along but who is at fault."""
+
+    def test_the_others_of_a_step_that_explodes_go_on(self) -> None:
+        rig = Rig(explosive=49)
+        good, bad, other = context([1, 2, 3], 6), context([4, 49, 5], 6), context([6], 6)
+        deltas = rig.run([good, bad, other])
+        assert isinstance(deltas[bad.request_id][-1].error, StepFailedError)
+        assert "RuntimeError: a step exploded" in str(deltas[bad.request_id][-1].error)
+        for request in (good, other):
+            tokens = [token for delta in deltas[request.request_id] for token in delta.tokens]
+            assert tokens == expected_greedy(request.tokens.prompt.tolist(), 6, 50, one_regime)
+        assert rig.pipeline.counts().num_retries == 3
+
+    def test_one_failure_is_forgiven(self) -> None:
+        rig = Rig()
+        rig.model.num_faults = 1
+        assert rig.tokens([context([1, 2, 3], 6)]) == [expected_greedy([1, 2, 3], 6, 50, one_regime)]
+
+    def test_an_error_of_a_processor_ends_its_request(self) -> None:
+        def broken(_logits: object, _context: object) -> None:
+            raise ZeroDivisionError("by zero")
+
+        rig = Rig()
+        bad = context([1], 5, SamplingParams(temperature=0, logits_processors=(broken,)))
+        good = context([2], 5)
+        deltas = rig.run([bad, good])
+        assert isinstance(deltas[bad.request_id][-1].error, StepFailedError)
+        assert deltas[good.request_id][-1].finish_reason is FinishReason.LENGTH
+
+
+class TestUrgency:
+    """Priorities, deadlines, and who gives way."""
+
+    def test_the_urgent_one_displaces_the_least_urgent_one(self) -> None:
+        rig = Rig(limits=SchedulerLimits(max_batch_size=2))
+        first, second = context([1], 20, priority=5), context([2], 20, priority=3)
+        rig.pipeline.add(first)
+        rig.pipeline.add(second)
+        rig.step()
+        urgent = context([3], 2, priority=-1)
+        rig.pipeline.add(urgent)
+        (one, two) = rig.step()
+        assert {one.request_id, two.request_id} == {second.request_id, urgent.request_id}
+        rig.finish()
+        for request in (first, second, urgent):
+            prompt = request.tokens.all[:1].tolist()
+            count = len(request.output_tokens)
+            assert request.output_tokens.tolist() == expected_greedy(prompt, count, 50, one_regime)
+
+    def test_equals_do_not_displace_each_other(self) -> None:
+        rig = Rig(limits=SchedulerLimits(max_batch_size=1))
+        first, second = context([1], 5), context([2], 5)
+        deltas = list(rig.run([first, second]).values())
+        assert rig.scheduler.num_preemptions == 0 and [len(some) for some in deltas] == [5, 5]
+
+    def test_a_long_prompt_does_not_hold_up_who_generates(self) -> None:
+        rig = Rig(num_blocks=64, limits=SchedulerLimits(max_batch_size=3, max_step_tokens=4))
+        rig.pipeline.add(context([1], 30))
+        rig.step()
+        rig.pipeline.add(context(list(range(30)), 2))
+        for _ in range(5):
+            assert len(rig.step()) == 1
+        assert rig.model.steps[1:] == [[1, 3]] * 5
+
+    @pytest.mark.parametrize("steps_before", [0, 1, 4])
+    def test_a_deadline_ends_a_request_wherever_it_is(self, steps_before: int) -> None:
+        now = [0.0]
+        limits = SchedulerLimits(max_batch_size=1, max_step_tokens=8)
+        rig = Rig(limits=limits, clock=lambda: now[0])
+        late = context(list(range(20)), 10, deadline=5.0, num_choices=2)
+        waiting = context([1], 3, deadline=5.0)
+        other = context([2], 3, deadline=7.0)
+        for request in (late, waiting, other):
+            rig.pipeline.add(request)
+        for _ in range(steps_before):
+            rig.step()
+        now[0] = 5.0
+        deltas = rig.finish()
+        ends = [delta for delta in deltas if delta.finish_reason is FinishReason.ABORT]
+        assert [(e.request_id, e.choice) for e in ends] == [
+            (late.request_id, 0),
+            (late.request_id, 1),
+            (waiting.request_id, 0),
+        ]
+        assert sum(len(d.tokens) for d in deltas if d.request_id == other.request_id) == 3
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+def test_four_times_too_little_cache_changes_no_text_and_starves_nobody(page_size: int) -> None:
+    prompts = prompts_of(3, 16, 20)
+    needed = sum(-(-(len(prompt) + 20) // page_size) for prompt in prompts)
+    limits = SchedulerLimits(max_batch_size=16, admission_watermark=1.0)
+    tight = Rig(num_blocks=needed // 4, page_size=page_size, limits=limits)
+    contexts = [context(prompt, 20) for prompt in prompts]
+    ends: list[object] = []
+    for request in contexts:
+        tight.pipeline.add(request)
+    for delta in tight.finish(most_steps=16 * 40):
+        if delta.finish_reason is not None:
+            ends.append(delta.request_id)
+    assert tight.scheduler.num_preemptions > 0
+    assert len(ends) == 16 and ends[0] == contexts[0].request_id  # the oldest was never interrupted
+    assert [c.output_tokens.tolist() for c in contexts] == [expected_greedy(p, 20, 50, one_regime) for p in prompts]
+
+
+class TestReplicas:
+    """Requests go where most of them is cached, as long as nobody is left without work."""
+
+    def rig(self) -> Rig:
+        return Rig(num_replicas=2, limits=SchedulerLimits(max_batch_size=8, max_step_tokens=64))
+
+    def test_work_is_divided(self) -> None:
+        rig = self.rig()
+        for number in range(6):
+            rig.pipeline.add(context([number], 3))
+        batch = rig.scheduler.schedule()
+        assert [len(rows) for rows in batch.replicas] == [3, 3]
+
+    def test_a_prompt_goes_where_it_is_cached(self) -> None:
+        rig = self.rig()
+        stem = list(range(20))
+        rig.run([context([1, 2], 9), context(stem, 2)])  # the second one on the second replica
+        assert [kv.counts().cached > 4 for kv in rig.kvs] == [False, True]
+        rig.pipeline.add(context([3], 9))
+        rig.step()
+        rig.pipeline.add(request := context([*stem, 7], 2))
+        rig.step()
+        assert request.cached_prefix_length == 20
+        rig.finish()
+
+    def test_a_cached_prefix_does_not_leave_a_replica_idle(self) -> None:
+        rig = self.rig()
+        stem = list(range(20))
+        rig.tokens([context(stem, 2)])
+        for number in range(6):
+            rig.pipeline.add(context([*stem, number], 2))
+        assert [len(rows) for rows in rig.scheduler.schedule().replicas] == [4, 2]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from puna.driver import Buffer
 from puna.dtype import DType
 from puna.graph import DeviceRef
-from puna.nn.kv_cache import KVCacheInputs, KVCacheParams
+from puna.nn.kv_cache import KVCacheInputs, KVCacheInputsPerDevice, KVCacheParams
 from puna.pipelines.context import TextContext
 
 _MODULUS = (1 << 61) - 1
@@ -43,6 +43,7 @@ class FakeInputs:
 
     tokens: Buffer
     input_row_offsets: Buffer
+    splits: list[int]
     kv_cache_inputs: KVCacheInputs[Buffer, Buffer]
 
 
@@ -61,12 +62,16 @@ class FakeModel:
         vocab_size: Width of the logits.
         regime: From the length that decides a request's frequencies to what its keys are stored under.
         poison: A token; a request that holds it gets NaN for logits.
+        explosive: A token; a step in which a request holds it raises an error, after it wrote all of its keys.
+        num_faults: How many of the next steps raise an error, whoever takes part.
         steps: For each step the new tokens of each request.
     """
 
     vocab_size: int = 50
     regime: Regime = lambda length: 0
     poison: int = -1
+    explosive: int = -1
+    num_faults: int = 0
 
     def __post_init__(self) -> None:
         self.steps: list[list[int]] = []
@@ -78,28 +83,49 @@ class FakeModel:
         return_n_logits: int = 1,
     ) -> FakeInputs:
         assert kv_cache_inputs is not None and return_n_logits == 1
-        (contexts,) = replica_batches
+        assert len(kv_cache_inputs) == len(replica_batches)
+        contexts = [context for batch in replica_batches for context in batch]
         tokens = np.concatenate([context.tokens.active for context in contexts])
         offsets = np.cumsum([0, *(context.tokens.active_length for context in contexts)]).astype(np.uint32)
-        return FakeInputs(Buffer.from_numpy(tokens), Buffer.from_numpy(offsets), kv_cache_inputs)
+        splits = [0, *np.cumsum([len(batch) for batch in replica_batches]).tolist()]
+        return FakeInputs(Buffer.from_numpy(tokens), Buffer.from_numpy(offsets), splits, kv_cache_inputs)
 
     def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: FakeInputs) -> FakeInputs:
         offsets = np.arange(len(next_tokens) + 1, dtype=np.uint32)
-        return FakeInputs(next_tokens, Buffer.from_numpy(offsets), prev_model_inputs.kv_cache_inputs)
+        previous = prev_model_inputs
+        return FakeInputs(next_tokens, Buffer.from_numpy(offsets), previous.splits, previous.kv_cache_inputs)
 
     def execute(self, model_inputs: FakeInputs) -> FakeOutputs:
-        (cache,) = model_inputs.kv_cache_inputs
+        offsets = model_inputs.input_row_offsets.to_numpy()
+        tokens = model_inputs.tokens.to_numpy()
+        self.steps.append([int(count) for count in np.diff(offsets)])
+        logits = np.empty((len(offsets) - 1, self.vocab_size), dtype=np.float32)
+        splits = model_inputs.splits
+        for replica, cache in enumerate(model_inputs.kv_cache_inputs):
+            begin, end = splits[replica], splits[replica + 1]
+            self._execute_replica(cache, tokens, offsets[begin : end + 1], logits[begin:end])
+        if self.num_faults > 0:
+            self.num_faults -= 1
+            raise RuntimeError("the next steps fail")
+        if np.isnan(logits).all(axis=1).any() and self.explosive >= 0:
+            raise RuntimeError("a step exploded")
+        return FakeOutputs(Buffer.from_numpy(logits))
+
+    def _execute_replica(
+        self,
+        cache: KVCacheInputsPerDevice[Buffer, Buffer],
+        tokens: npt.NDArray[Any],
+        offsets: npt.NDArray[Any],
+        logits: npt.NDArray[Any],
+    ) -> None:
         pages = cache.kv_blocks.to_numpy()
         null_page = pages.shape[0] - 1
-        offsets = model_inputs.input_row_offsets.to_numpy()
         cached = cache.cache_lengths.to_numpy()
         tables = cache.lookup_table.to_numpy()
         most_new, most_total = cache.max_lengths.to_numpy()[0]
-        tokens = model_inputs.tokens.to_numpy()
         new = np.diff(offsets)
-        self.steps.append([int(count) for count in new])
-        assert most_new == new.max() and most_total == (cached + new).max()
-        logits = np.empty((len(new), self.vocab_size), dtype=np.float32)
+        assert len(cached) == len(tables) == len(new)
+        assert most_new == new.max(initial=0) and most_total == (cached + new).max(initial=0)
         for row, table in enumerate(tables):
             total = int(cached[row] + new[row])
             length = total if cache.request_lengths is None else int(cache.request_lengths.to_numpy()[row])
@@ -113,8 +139,8 @@ class FakeModel:
                 token, its_regime = pages[page, 0, 0, offset, 0, :]
                 assert its_regime == regime + 1, f"position {position} was stored under another regime"
                 stored.append(int(token) - 1)
-            logits[row] = np.nan if self.poison in stored else logits_for(stored, regime, self.vocab_size)
-        return FakeOutputs(Buffer.from_numpy(logits))
+            is_bad = self.poison in stored or self.explosive in stored
+            logits[row] = np.nan if is_bad else logits_for(stored, regime, self.vocab_size)
 
     @staticmethod
     def _locate(pages: npt.NDArray[Any], table: npt.NDArray[Any], position: int, null_page: int) -> tuple[int, int]:

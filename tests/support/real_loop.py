@@ -48,9 +48,9 @@ class RealLoop:
     def __post_init__(self) -> None:
         model: Any = self.llm._model
         self.kv = PagedKVCacheManager(model.kv_params, self.num_blocks)
-        self.scheduler = Scheduler(self.kv, self.limits, model.rope if model.rope.depends_on_length else None)
+        self.scheduler = Scheduler([self.kv], self.limits, model.rope if model.rope.depends_on_length else None)
         self.pipeline = TextGenerationPipeline(
-            model, self.kv, self.scheduler, Sampler(), has_all_logits=model.return_logits == "all"
+            model, self.scheduler, Sampler(), has_all_logits=model.return_logits == "all"
         )
         if self.shuffle is not None:
             pages = [RequestID(f"page {index}") for index in range(self.num_blocks)]

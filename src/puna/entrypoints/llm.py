@@ -313,9 +313,9 @@ def _load_pipeline(config: PipelineConfig, options: LoadOptions) -> tuple[Any, T
         admission_watermark=runtime.kvcache_ce_watermark,
     )
     rope = model.rope
-    scheduler = Scheduler(kv, limits, rope if rope.depends_on_length else None)
+    scheduler = Scheduler([kv], limits, rope if rope.depends_on_length else None)
     pipeline = TextGenerationPipeline(
-        model, kv, scheduler, Sampler(), session, has_all_logits=config.return_logits is ReturnLogits.ALL
+        model, scheduler, Sampler(), session, has_all_logits=config.return_logits is ReturnLogits.ALL
     )
     return model, pipeline, kv.max_tokens
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from puna.errors import PunaError
 from puna.pipelines.context import LogProbabilities, TextContext
-from puna.pipelines.kv_cache import CacheRow
+from puna.pipelines.kv_cache import BlockCounts, CacheRow
 from puna.pipelines.request import LogitsProcessor, RequestID
 from puna.pipelines.sampling import Float32Array, SampledTokens, SamplingRow
 
@@ -20,7 +20,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
-    CANCELLED = "cancelled"
+    ABORT = "abort"
     ERROR = "error"
 
 
@@ -31,12 +31,13 @@ class ScheduledRow:
     Attributes:
         context: The request.
         cache: Its part in the tables of the KV cache.
-        samples: Whether the step reads its last token, so that a new one follows.
+        samples: Who gets a token from its last row of logits: nobody where the prompt goes on behind the step, the
+            request, or the request and its forks where a prompt is continued in several ways from here.
     """
 
     context: TextContext
     cache: CacheRow
-    samples: bool
+    samples: tuple[TextContext, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class GenerationDelta:
         error: What went wrong, when it ended for that.
         log_probabilities: One record per token where they were asked for, else empty.
         num_cached_tokens: Prompt tokens that were found in the cache at admission.
+        choice: Which of the request's continuations this is.
     """
 
     request_id: RequestID
@@ -58,6 +60,7 @@ class GenerationDelta:
     error: PunaError | None = None
     log_probabilities: tuple[LogProbabilities, ...] = ()
     num_cached_tokens: int = 0
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,46 +68,71 @@ class ScheduledBatch:
     """A decision: who takes part in the next step.
 
     Attributes:
-        rows: The requests, in the order of tokens, tables and outputs.
+        replicas: The requests of each replica, in the order of tokens, tables and outputs.
         num_steps: Forward passes before the scheduler decides again.
-        ended: Requests that ended because they cannot be served.
+        ended: Requests that ended before the step.
     """
 
-    rows: tuple[ScheduledRow, ...] = ()
+    replicas: tuple[tuple[ScheduledRow, ...], ...] = ()
     num_steps: int = 1
     ended: tuple[GenerationDelta, ...] = ()
 
     @property
-    def contexts(self) -> list[TextContext]:
-        """The requests' contexts."""
-        return [row.context for row in self.rows]
+    def rows(self) -> list[ScheduledRow]:
+        """All requests, replica by replica."""
+        return [row for replica in self.replicas for row in replica]
 
     @property
-    def cache_rows(self) -> list[CacheRow]:
-        """What the KV manager makes the step's tables from."""
-        return [row.cache for row in self.rows]
+    def contexts(self) -> list[list[TextContext]]:
+        """The contexts of each replica."""
+        return [[row.context for row in replica] for replica in self.replicas]
 
     @property
     def sampling_indices(self) -> list[int]:
-        """The rows that get a token."""
-        return [index for index, row in enumerate(self.rows) if row.samples]
+        """The rows that tokens are drawn from; one from which several are drawn is there several times."""
+        return [index for index, row in enumerate(self.rows) for _ in row.samples]
 
     def sampling_rows(self, earlier: Sequence[StepResult]) -> list[SamplingRow]:
-        """What the sampler needs to know of the rows that get a token, after the turn's `earlier` passes."""
-        rows = []
-        for position, index in enumerate(self.sampling_indices):
-            drawn = [int(result.sampled.tokens[position]) for result in earlier]
-            rows.append(_sampling_row(self.rows[index].context, drawn))
+        """What the sampler needs to know for each drawn token, after the turn's `earlier` passes."""
+        rows: list[SamplingRow] = []
+        for row in self.rows:
+            for context in row.samples:
+                rows.append(_sampling_row(context, [int(result.sampled.tokens[len(rows)]) for result in earlier]))
         return rows
 
 
 @dataclass(frozen=True, slots=True)
+class SchedulerCounts:
+    """What the scheduler did so far, and what is under way.
+
+    Attributes:
+        num_waiting: Requests that wait.
+        num_running: Requests that hold pages, over all replicas; continuations of one prompt count each.
+        blocks: Pages, over all replicas.
+        num_prompt_tokens: Tokens of the prompts of all requests that began.
+        num_cached_tokens: How many of these were found in the prefix cache.
+        num_generated_tokens: Tokens that were drawn and given out.
+        num_preemptions: How often a request gave its pages back to let another one go on.
+        num_retries: How often a request was tried again after a failed step.
+    """
+
+    num_waiting: int
+    num_running: int
+    blocks: BlockCounts
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_generated_tokens: int
+    num_preemptions: int
+    num_retries: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one forward pass gave to the rows that got a token, in their order.
+    """What one forward pass gave, in the order of `ScheduledBatch.sampling_rows`.
 
     Attributes:
         sampled: The tokens.
-        log_probabilities: One entry per row, or empty where nobody asked.
+        log_probabilities: One entry per token, or empty where nobody asked.
     """
 
     sampled: SampledTokens
@@ -120,6 +148,7 @@ def _sampling_row(context: TextContext, drawn: Sequence[int]) -> SamplingRow:
         prompt_length=context.admission_length,
         forbidden=context.get_min_token_logit_mask(len(drawn) + 1)[-1],
         vocab_size=context.vocab_size,
+        choice=context.choice,
         processors=tuple(_bound(process, context) for process in params.logits_processors or ()),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,7 +33,7 @@ class GenerationStatus(StrEnum):
     ACTIVE = "active"
     END_OF_SEQUENCE = "end_of_sequence"
     MAXIMUM_LENGTH = "maximum_length"
-    CANCELLED = "cancelled"
+    ABORTED = "aborted"
 
     @property
     def is_done(self) -> bool:
@@ -144,11 +145,15 @@ class TextContext:
         vocab_size: Tokens of the tokenizer; 0: not checked.
         cache_salt: Separates this request's cached prefix from those of others, or None.
         target_endpoint: Another worker's address, or None.
+        num_choices: How many continuations of the prompt are wanted, from 1; the prompt is read once.
+        choice: Which of them this is. Random numbers depend on it.
+        priority: Requests with a lower number go first.
+        deadline: When the request ends whatever it has by then, in seconds of `time.monotonic`; None: never.
         admission_length: Tokens of the prompt at admission. Unlike `tokens.prompt_length` it survives a `reset`.
 
     Raises:
-        InvalidRequestError: the prompt has more tokens than `max_length`, a token is outside the vocabulary, or
-            `log_probabilities` is negative.
+        InvalidRequestError: the prompt has more tokens than `max_length`, a token is outside the vocabulary,
+            `log_probabilities` is negative, or `num_choices` is below 1.
     """
 
     tokens: TokenBuffer
@@ -167,6 +172,10 @@ class TextContext:
     vocab_size: int = 0
     cache_salt: str | None = None
     target_endpoint: str | None = None
+    num_choices: int = 1
+    choice: int = 0
+    priority: int = 0
+    deadline: float | None = None
     admission_length: int = field(init=False)
     _pending_log_probabilities: list[LogProbabilities] = field(init=False, default_factory=list, repr=False)
 
@@ -177,6 +186,8 @@ class TextContext:
             )
         if self.log_probabilities < 0:
             raise InvalidRequestError(f"must be at least 0, got {self.log_probabilities}", param="log_probabilities")
+        if self.num_choices < 1:
+            raise InvalidRequestError(f"must be at least 1, got {self.num_choices}", param="n")
         if self.vocab_size:
             outside = [int(t) for t in self.tokens.all if not 0 <= t < self.vocab_size]
             if outside:
@@ -206,6 +217,14 @@ class TextContext:
     def is_prompt_echoed(self) -> bool:
         """Whether the step that reads the prompt reports its log-probabilities: asked for, and not reported yet."""
         return self.log_probabilities_echo and self.log_probabilities > 0 and self.output_tokens.shape[0] == 0
+
+    def fork(self, choice: int) -> TextContext:
+        """Another continuation of what there is so far; from here on the two go separate ways."""
+        other = copy.copy(self)
+        other.choice = choice
+        other.tokens = self.tokens.copy()
+        other._pending_log_probabilities = list(self._pending_log_probabilities)
+        return other
 
     def update(self, token: int, log_probabilities: LogProbabilities | None = None) -> None:
         """Take the token that a step sampled.

@@ -6,6 +6,7 @@ cached, what the next step reads), and as a stream (what nobody has fetched yet)
 
 from __future__ import annotations
 
+import copy
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -83,6 +84,11 @@ class TokenBuffer:
     def active(self) -> _Int64Array:
         """What the next step reads, a read-only view."""
         return self._view(self._processed_length, self._active_end)
+
+    @property
+    def remaining_length(self) -> int:
+        """Tokens that no step has read yet, those that wait behind a chunk included."""
+        return self._length - self._processed_length
 
     @property
     def active_length(self) -> int:
@@ -173,6 +179,12 @@ class TokenBuffer:
         fresh = self._array[self._streamed_length : self._length].copy()
         self._streamed_length = self._length
         return fresh
+
+    def copy(self) -> TokenBuffer:
+        """The same tokens, read and fetched as far, in memory of their own."""
+        other = copy.copy(self)
+        other._array = self._array.copy()
+        return other
 
     def __repr__(self) -> str:
         return (

@@ -1,9 +1,10 @@
-"""The manager of the paged KV cache: `match`, `reserve`, `inputs`, `commit`, `release`."""
+"""The manager of the paged KV cache: `match`, `reserve`, `inputs`, `commit`, `release`, and `fork`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,18 +12,29 @@ import numpy.typing as npt
 from puna.driver import Buffer
 from puna.errors import InsufficientBlocksError
 from puna.nn.kv_cache import KVCacheInputs, KVCacheInputsPerDevice, KVCacheParams
-from puna.pipelines.kv_cache.blocks import BlockCounts, BlockPool
-from puna.pipelines.kv_cache.hashing import BlockHash, BlockID, CacheKey, hash_block
-from puna.pipelines.request import RequestID
+from puna.pipelines.kv_cache.blocks import ROOT, BlockCounts, BlockPool
+from puna.pipelines.kv_cache.durable import BlockStore
+from puna.pipelines.kv_cache.hashing import BlockHash, BlockHasher, BlockID, CacheKey
+
+SequenceID: TypeAlias = Hashable
+"""Who holds pages: a request, or one of several continuations of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
-    """The longest cached beginning of a request: its full blocks in order, and how many tokens they hold."""
+    """The longest cached beginning of a request.
+
+    Attributes:
+        blocks: Its full blocks in the cache, in order.
+        links: Their hashes and serial numbers.
+        num_tokens: How many tokens these hold.
+        stored: Hashes of the blocks behind them that only the store on disk has.
+    """
 
     blocks: tuple[BlockID, ...] = ()
-    hashes: tuple[BlockHash, ...] = ()
+    links: tuple[tuple[BlockHash, int], ...] = ()
     num_tokens: int = 0
+    stored: tuple[BlockHash, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +42,13 @@ class CacheRow:
     """One request in a step.
 
     Attributes:
-        request_id: The request.
+        sequence: Who holds the pages.
         num_cached: Its tokens that are in the cache.
         num_new: Its tokens that the step adds.
         request_length: The length that decides its rotary frequencies, or None where no length does.
     """
 
-    request_id: RequestID
+    sequence: SequenceID
     num_cached: int
     num_new: int
     request_length: int | None = None
@@ -44,39 +56,57 @@ class CacheRow:
 
 @dataclass(slots=True)
 class _Claim:
-    """What a request holds: its blocks in order; the hashes of those that are full and published."""
+    """What a sequence holds.
+
+    Attributes:
+        key: What its blocks are found by.
+        blocks: Its blocks in order.
+        links: Hash and serial number of those that are full and published.
+        shared_tail: Index of a block that is not full and that a fork may hold too, or None.
+    """
 
     key: CacheKey
     blocks: list[BlockID] = field(default_factory=list)
-    hashes: list[BlockHash] = field(default_factory=list)
+    links: list[tuple[BlockHash, int]] = field(default_factory=list)
+    shared_tail: int | None = None
 
 
 class PagedKVCacheManager:
-    """Owns the memory of the KV cache and hands out its pages.
+    """Owns the memory of one replica's KV cache and hands out its pages.
 
-    A page holds `page_size` tokens of one request, in all layers. Pages of a request need not lie side by side; a table
-    names them in order. One more page than the pool has, the null page, stands in the unused entries of tables, so
-    that a wrong read finds zeros and not another request's keys. Not safe for several threads: the engine's thread
-    owns it.
+    A page holds `page_size` tokens of one sequence, in all layers. Pages of a sequence need not lie side by side; a
+    table names them in order. One more page than the pool has, the null page, stands in the unused entries of tables,
+    so that a wrong read finds zeros and not another request's keys. A page that several sequences hold is never
+    written: a fork that goes on gets a copy. Not safe for several threads: the engine's thread owns it.
 
     Args:
-        params: Sizes and element type; one device.
+        params: Sizes and element type; replicas have a manager each.
         num_blocks: Pages of the pool, without the null page.
+        store: Where full pages are kept beyond the life of the process; None: nowhere.
 
     Raises:
-        ValueError: No page, or several devices.
+        ValueError: No page, or several devices per replica.
     """
 
-    def __init__(self, params: KVCacheParams, num_blocks: int) -> None:
-        if params.n_devices != 1:
-            raise ValueError(f"the KV cache is kept on one device, {params.n_devices} were given")
+    def __init__(self, params: KVCacheParams, num_blocks: int, store: BlockStore | None = None) -> None:
+        if params.tensor_parallel_degree != 1:
+            raise ValueError(f"the KV cache is kept on one device, {params.tensor_parallel_degree} were given")
         self._params = params
         self._pool = BlockPool(num_blocks)
         self._null_block = num_blocks
-        self._claims: dict[RequestID, _Claim] = {}
+        self._claims: dict[SequenceID, _Claim] = {}
+        self._store = store
+        self._hasher = BlockHasher(None if store is None else store.hash_key)
         # Pages come from the operating system zeroed and untouched: memory is used as requests come.
-        pages = np.zeros((num_blocks + 1, *params.shape_per_block), dtype=params.dtype.to_numpy())
-        self._pages = Buffer.from_numpy(pages)
+        self._pages = np.zeros((num_blocks + 1, *params.shape_per_block), dtype=params.dtype.to_numpy())
+        self._planes: list[npt.NDArray[Any]] = [self._pages]  # one entry per page in each of them
+        self._scales: Buffer | None = None
+        if params.kvcache_quant_config is not None and params.shape_per_scale_block is not None:
+            dtype = params.kvcache_quant_config.scale_dtype.to_numpy()
+            scales = np.zeros((num_blocks + 1, *params.shape_per_scale_block), dtype=dtype)
+            self._planes.append(scales)
+            self._scales = Buffer.from_numpy(scales)
+        self._blocks = Buffer.from_numpy(self._pages)
 
     @property
     def params(self) -> KVCacheParams:
@@ -86,15 +116,15 @@ class PagedKVCacheManager:
     @property
     def max_tokens(self) -> int:
         """The most tokens that a single request can have."""
-        return self._pool.counts().total * self._params.page_size
+        return self._pool.total * self._params.page_size
 
     def counts(self) -> BlockCounts:
         """How many pages there are, free, and free but findable."""
         return self._pool.counts()
 
-    def contains(self, request_id: RequestID) -> bool:
-        """Whether the request holds pages."""
-        return request_id in self._claims
+    def contains(self, sequence: SequenceID) -> bool:
+        """Whether the sequence holds pages."""
+        return sequence in self._claims
 
     def match(self, tokens: npt.NDArray[np.int64], key: CacheKey) -> PrefixMatch:
         """Finds the longest beginning of `tokens` (int64 `[n]`) that is cached under `key`.
@@ -105,127 +135,201 @@ class PagedKVCacheManager:
         if not self._params.enable_prefix_caching:
             return PrefixMatch()
         size = self._params.page_size
-        parent = key.root()
+        parent, serial = self._hasher.root(key), ROOT
         blocks: list[BlockID] = []
-        hashes: list[BlockHash] = []
+        links: list[tuple[BlockHash, int]] = []
+        stored: list[BlockHash] = []
         for begin in range(0, (len(tokens) - 1) // size * size, size):
-            page = np.ascontiguousarray(tokens[begin : begin + size])
-            parent = hash_block(parent, page)
-            block = self._pool.find(parent, page.tobytes())
-            if block is None:
+            page = tokens[begin : begin + size]
+            parent = self._hasher.block(parent, page)
+            found = None if stored else self._pool.find(parent, page.tobytes(), serial)
+            if found is not None:
+                serial = found.serial
+                blocks.append(found.block)
+                links.append((parent, serial))
+            elif self._store is not None and self._store.contains(parent):
+                stored.append(parent)
+            else:
                 break
-            blocks.append(block)
-            hashes.append(parent)
-        return PrefixMatch(tuple(blocks), tuple(hashes), len(blocks) * size)
+        return PrefixMatch(tuple(blocks), tuple(links), len(blocks) * size, tuple(stored))
 
-    def has_room(self, num_tokens: int, prefix: PrefixMatch, watermark: float) -> bool:
+    def has_room(self, num_tokens: int, prefix: PrefixMatch, watermark: float = 1.0) -> bool:
         """Whether a request of `num_tokens` tokens could begin and leave the pool filled to at most `watermark`."""
-        counts = self._pool.counts()
         needed = self._params.num_blocks_for(num_tokens) - len(prefix.blocks)
-        return needed <= counts.free and counts.used + needed <= watermark * counts.total
+        needed += self._pool.num_free_among(prefix.blocks)
+        free, total = self._pool.num_free, self._pool.total
+        return needed <= free and total - free + needed <= watermark * total
 
-    def reserve(self, request_id: RequestID, num_tokens: int, key: CacheKey, prefix: PrefixMatch | None = None) -> None:
-        """Makes sure that the request has pages for `num_tokens` tokens in all.
+    def reserve(self, sequence: SequenceID, num_tokens: int, key: CacheKey, prefix: PrefixMatch | None = None) -> None:
+        """Makes sure that the sequence has pages of its own to write to, for `num_tokens` tokens in all.
 
         Args:
-            request_id: The request; one that holds no pages yet begins here.
+            sequence: Who needs them; one that holds no pages yet begins here.
             num_tokens: Tokens that are cached plus tokens that steps will add.
             key: What its pages are found by; the same as long as it holds any.
-            prefix: What `match` found, for a request that begins.
+            prefix: What `match` found, for a sequence that begins.
 
         Raises:
-            InsufficientBlocksError: Too few pages are free; the request holds what it held before.
-            ValueError: The key differs from the one of the pages that the request holds, or it takes a prefix too late.
+            InsufficientBlocksError: Too few pages are free; the sequence holds what it held before.
+            ValueError: The key differs from the one of the pages that it holds, or it takes a prefix too late.
         """
-        claim = self._claims.get(request_id)
+        claim = self._claims.get(sequence)
         if claim is None:
             claim = _Claim(key)
         elif claim.key != key or prefix:
-            raise ValueError(f"request {request_id} holds pages under another key; release them first")
+            raise ValueError(f"request {sequence} holds pages under another key; release them first")
+        if claim.shared_tail is not None:
+            self._unshare(claim, claim.shared_tail)
         shared = list(prefix.blocks) if prefix else []
         missing = self._params.num_blocks_for(num_tokens) - len(claim.blocks) - len(shared)
-        self._pool.share(shared)
-        try:
-            taken = self._pool.take(max(missing, 0))
-        except InsufficientBlocksError:
-            self._pool.drop(shared)
-            raise
-        claim.blocks += shared + taken
-        claim.hashes += prefix.hashes if prefix else ()
-        self._claims[request_id] = claim
+        if missing > 0 or shared or not claim.blocks:
+            self._pool.share(shared)
+            try:
+                taken = self._pool.take(max(missing, 0))
+            except InsufficientBlocksError:
+                self._pool.drop(shared)
+                raise
+            claim.blocks += shared + taken
+            claim.links += prefix.links if prefix else ()
+            self._claims[sequence] = claim
+
+    def restore(self, sequence: SequenceID, tokens: npt.NDArray[np.int64], prefix: PrefixMatch) -> int:
+        """Reads what only the store has of a prefix into the pages that were reserved for it.
+
+        Returns:
+            How many tokens behind `prefix.num_tokens` are cached by that: fewer than promised where a file is damaged.
+        """
+        claim = self._claims[sequence]
+        assert self._store is not None or not prefix.stored
+        size = self._params.page_size
+        first = len(prefix.blocks)
+        for index, block_hash in enumerate(prefix.stored, first):
+            planes = [plane[claim.blocks[index]] for plane in self._planes]
+            assert self._store is not None
+            if not self._store.load(block_hash, tokens[: (index + 1) * size], planes):
+                break
+            self._publish(claim, index, block_hash, tokens)
+        return (len(claim.links) - first) * size
+
+    def fork(self, parent: SequenceID, child: SequenceID, num_computed: int) -> None:
+        """Lets a new sequence hold the pages of another's first `num_computed` tokens.
+
+        The page in which both go on is copied when one of them does.
+
+        Raises:
+            ValueError: The parent holds no pages for these tokens, or the child holds pages already.
+        """
+        claim = self._claims.get(parent)
+        size = self._params.page_size
+        count = self._params.num_blocks_for(num_computed)
+        if claim is None or count > len(claim.blocks) or child in self._claims:
+            raise ValueError(f"{parent} holds no pages for {num_computed} tokens, or {child} holds some already")
+        if num_computed % size:
+            claim.shared_tail = count - 1
+        blocks, tail = claim.blocks[:count], count - 1 if num_computed % size else None
+        self._pool.share(blocks)
+        self._claims[child] = _Claim(claim.key, blocks, claim.links[:count], tail)
 
     def inputs(self, rows: Sequence[CacheRow], num_steps: int = 1) -> KVCacheInputs[Buffer, Buffer]:
         """The cache inputs of a step over `rows`, in their order; `num_steps` forward passes will be made.
 
         Raises:
-            ValueError: A request has fewer pages than the step writes to.
+            ValueError: A sequence has fewer pages than the step writes to, or one that others hold too.
         """
-        size = self._params.page_size
+        blocks: list[list[BlockID]] = []
         for row in rows:
-            claim = self._claims.get(row.request_id)
-            held = 0 if claim is None else len(claim.blocks) * size
-            if row.num_cached + row.num_new + num_steps - 1 > held:
-                raise ValueError(
-                    f"request {row.request_id} has pages for {held} tokens, the step needs "
-                    f"{row.num_cached + row.num_new + num_steps - 1}"
-                )
-        blocks = [self._claims[row.request_id].blocks for row in rows]
+            claim = self._claims.get(row.sequence)
+            held = [] if claim is None else claim.blocks
+            self._require_writable(row, held, num_steps)
+            blocks.append(held)
         table = np.full((len(rows), max(map(len, blocks), default=1)), self._null_block, dtype=np.uint32)
         for index, pages in enumerate(blocks):
             table[index, : len(pages)] = pages
         most_new = max((row.num_new for row in rows), default=0)
         most_total = max((row.num_cached + row.num_new for row in rows), default=0)
-        max_lengths = [(most_new if step == 0 else min(most_new, 1), most_total + step) for step in range(num_steps)]
+        growth = min(most_new, 1)
+        max_lengths = [(growth if step else most_new, most_total + step * growth) for step in range(num_steps)]
         lengths = [row.request_length for row in rows if row.request_length is not None]
         if lengths and len(lengths) != len(rows):
             raise ValueError("either all requests of a step state the length that decides their frequencies, or none")
         device = KVCacheInputsPerDevice(
-            kv_blocks=self._pages,
+            kv_blocks=self._blocks,
             cache_lengths=_uint32([row.num_cached for row in rows]),
             lookup_table=Buffer.from_numpy(table),
             max_lengths=Buffer.from_numpy(np.array(max_lengths, dtype=np.uint32).reshape(num_steps, 2)),
+            kv_scales=self._scales,
             request_lengths=_uint32(lengths) if lengths else None,
         )
         return KVCacheInputs([device])
 
-    def commit(self, request_id: RequestID, tokens: npt.NDArray[np.int64], num_computed: int) -> None:
+    def commit(self, sequence: SequenceID, tokens: npt.NDArray[np.int64], num_computed: int) -> None:
         """Publishes the pages that are full by now, so that other requests can find them.
 
         Args:
-            request_id: The request.
+            sequence: Who holds them.
             tokens: All its tokens, int64 `[n]`.
             num_computed: How many of them have their keys and values in the cache.
         """
         if not self._params.enable_prefix_caching:
             return
-        claim = self._claims[request_id]
+        claim = self._claims[sequence]
         size = self._params.page_size
-        for index in range(len(claim.hashes), num_computed // size):
-            page = np.ascontiguousarray(tokens[index * size : (index + 1) * size])
-            block_hash = hash_block(claim.hashes[-1] if claim.hashes else claim.key.root(), page)
-            claim.blocks[index] = self._pool.publish(claim.blocks[index], block_hash, page.tobytes())
-            claim.hashes.append(block_hash)
+        for index in range(len(claim.links), num_computed // size):
+            parent = claim.links[-1][0] if claim.links else self._hasher.root(claim.key)
+            block_hash = self._hasher.block(parent, tokens[index * size : (index + 1) * size])
+            self._publish(claim, index, block_hash, tokens)
+            if self._store is not None:
+                planes = [plane[claim.blocks[index]] for plane in self._planes]
+                self._store.put(block_hash, tokens[: (index + 1) * size], planes)
 
-    def release(self, request_id: RequestID) -> None:
-        """Gives the request's pages back. Published ones can still be found until they are needed for something else.
+    def release(self, sequence: SequenceID) -> None:
+        """Gives the sequence's pages back. Published ones can still be found until they are needed for something else.
 
         Raises:
             ValueError: It holds none.
         """
-        claim = self._claims.pop(request_id, None)
+        claim = self._claims.pop(sequence, None)
         if claim is None:
-            raise ValueError(f"request {request_id} holds no pages")
+            raise ValueError(f"request {sequence} holds no pages")
         self._pool.drop(claim.blocks)
 
     def reset(self) -> None:
         """Forgets all cached prefixes. What requests hold they keep."""
         self._pool.forget_all()
         for claim in self._claims.values():
-            claim.hashes.clear()
+            claim.links.clear()
 
     def check(self) -> None:
-        """Asserts that every page is either free or held by exactly the requests that count it."""
+        """Asserts that every page is either free or held by exactly the sequences that count it."""
         self._pool.check([claim.blocks for claim in self._claims.values()])
+
+    def _publish(self, claim: _Claim, index: int, block_hash: BlockHash, tokens: npt.NDArray[np.int64]) -> None:
+        size = self._params.page_size
+        page = tokens[index * size : (index + 1) * size].tobytes()
+        parent = claim.links[-1][1] if claim.links else ROOT
+        published = self._pool.publish(claim.blocks[index], block_hash, page, parent)
+        claim.blocks[index] = published.block
+        claim.links.append((block_hash, published.serial))
+
+    def _unshare(self, claim: _Claim, index: int) -> None:
+        """Copies a page that a fork holds too."""
+        source = claim.blocks[index]
+        if self._pool.is_shared(source):
+            (copy,) = self._pool.take(1)
+            for plane in self._planes:
+                plane[copy] = plane[source]
+            self._pool.drop([source])
+            claim.blocks[index] = copy
+        claim.shared_tail = None
+
+    def _require_writable(self, row: CacheRow, blocks: Sequence[BlockID], num_steps: int) -> None:
+        size = self._params.page_size
+        end = row.num_cached + row.num_new + num_steps - 1
+        if end > len(blocks) * size:
+            raise ValueError(f"request {row.sequence} has pages for {len(blocks) * size} tokens, the step needs {end}")
+        for block in blocks[row.num_cached // size : -(-end // size)]:
+            if self._pool.is_shared(block):
+                raise ValueError(f"request {row.sequence} would write to block {block}, which others hold too")
 
 
 def _uint32(values: Sequence[int]) -> Buffer:

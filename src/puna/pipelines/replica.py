@@ -1,0 +1,191 @@
+"""`Replica`: the requests that run on one copy of the model, and their pages."""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+from typing import Protocol
+
+from puna.errors import InsufficientBlocksError
+from puna.pipelines.batch import ScheduledRow
+from puna.pipelines.context import TextContext
+from puna.pipelines.jobs import Job
+from puna.pipelines.kv_cache import CacheKey, CacheRow, PagedKVCacheManager, PrefixMatch
+
+
+class RopeLengths(Protocol):
+    """What the scheduler asks a rotary embedding: `puna.nn.rotary_embedding.RotaryEmbedding` answers it."""
+
+    def request_length(self, prompt_length: int, total_length: int) -> int:
+        """The length that decides a request's frequencies."""
+        ...
+
+    def regime(self, length: int) -> int:
+        """A number that is equal for two lengths exactly if their frequencies are."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """What a step may hold.
+
+    Attributes:
+        max_batch_size: Requests of a replica in a step.
+        max_step_tokens: Tokens of a replica in a step, over all requests.
+        max_request_tokens: Tokens of one request in a step; 0: as many as the step may hold.
+        max_num_steps: Forward passes between two decisions of the scheduler, where every request only generates.
+        max_waiting: Requests that may wait; None: any number.
+        admission_watermark: Share of the KV cache's pages above which no request begins beside others.
+        use_chunks: Whether a prompt may be read in several steps. If not, one that is longer than the budget is read
+            alone.
+    """
+
+    max_batch_size: int = 1
+    max_step_tokens: int = 512
+    max_request_tokens: int = 0
+    max_num_steps: int = 1
+    max_waiting: int | None = None
+    admission_watermark: float = 0.95
+    use_chunks: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_step_tokens", "max_num_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_request_tokens < 0:
+            raise ValueError(f"max_request_tokens must be at least 0, got {self.max_request_tokens}")
+        if self.max_batch_size > self.max_step_tokens:
+            raise ValueError(f"max_batch_size ({self.max_batch_size}) exceeds max_step_tokens ({self.max_step_tokens})")
+
+
+class Replica:
+    """Runs requests on one copy of the model.
+
+    Args:
+        number: Which replica this is.
+        kv: Its part of the KV cache.
+        limits: What a step may hold.
+        rope: Decides when a request's cached keys are of no use any more; None: never.
+
+    Attributes:
+        running: Requests that hold pages, by rank.
+    """
+
+    def __init__(
+        self, number: int, kv: PagedKVCacheManager, limits: SchedulerLimits, rope: RopeLengths | None = None
+    ) -> None:
+        self.number = number
+        self.kv = kv
+        self.running: list[Job] = []
+        self._limits = limits
+        self._rope = rope
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether another request may begin."""
+        return len(self.running) < self._limits.max_batch_size
+
+    def match(self, job: Job) -> PrefixMatch:
+        """The beginning of a waiting request that is cached here."""
+        context = job.context
+        # Log-probabilities of a prompt come from computing it.
+        return PrefixMatch() if context.is_prompt_echoed else self.kv.match(context.tokens.all, self.key_of(context))
+
+    def has_room(self, job: Job, prefix: PrefixMatch) -> bool:
+        """Whether there are pages for all tokens of a waiting request."""
+        watermark = self._limits.admission_watermark
+        return not self.running or self.kv.has_room(len(job.context.tokens), prefix, watermark)
+
+    def admit(self, job: Job, prefix: PrefixMatch) -> None:
+        """Begins a request.
+
+        Raises:
+            InsufficientBlocksError: Not even the empty cache holds it.
+        """
+        context = job.context
+        tokens, key = context.tokens, self.key_of(context)
+        self.kv.reserve(job.sequence, len(tokens), key, prefix)
+        num_cached = prefix.num_tokens + self.kv.restore(job.sequence, tokens.all, prefix)
+        tokens.skip_processing(num_cached)
+        if len(tokens) == context.admission_length:
+            context.cached_prefix_length = num_cached
+        self._start(job, key)
+
+    def fork(self, parent: Job, child: Job, num_computed: int) -> None:
+        """Begins a request with the pages of a running one's first `num_computed` tokens."""
+        assert parent.key is not None
+        self.kv.fork(parent.sequence, child.sequence, num_computed)
+        self._start(child, parent.key)
+
+    def has_outgrown(self, job: Job) -> bool:
+        """Whether the request outgrew the frequencies that its keys were made with."""
+        return self._rope is not None and self.key_of(job.context) != job.key
+
+    def grow(self, job: Job, further: int = 0) -> None:
+        """Gets the pages for all tokens of a running request, and for `further` ones.
+
+        Raises:
+            InsufficientBlocksError: Too few are free; it keeps what it has.
+        """
+        assert job.key is not None
+        self.kv.reserve(job.sequence, len(job.context.tokens) + further, job.key)
+
+    def drop(self, job: Job) -> None:
+        """Ends a request, or interrupts it: its pages are free."""
+        self.running.remove(job)
+        self.kv.release(job.sequence)
+        job.key = None
+
+    def commit(self, job: Job) -> None:
+        """Makes the full pages of a request findable."""
+        tokens = job.context.tokens
+        self.kv.commit(job.sequence, tokens.all, tokens.processed_length)
+
+    def row(self, job: Job, budget: int) -> ScheduledRow:
+        """A request's part in a step: all its tokens that are not computed, or as many as there is room for."""
+        context, tokens = job.context, job.context.tokens
+        room = min(budget, self._limits.max_request_tokens or budget)
+        # Log-probabilities of a prompt are made from one step's logits, so such a prompt is read whole.
+        if self._limits.use_chunks and room < tokens.active_length and not context.is_prompt_echoed:
+            tokens.chunk(room)
+        length = None if self._rope is None else self._request_length(self._rope, context, 0)
+        cache = CacheRow(job.sequence, tokens.processed_length, tokens.active_length, length)
+        samples: tuple[TextContext, ...] = () if tokens.is_chunked else (context,)
+        if samples and job.will_fork:
+            samples += tuple(context.fork(choice) for choice in range(1, context.num_choices))
+        return ScheduledRow(context, cache, samples)
+
+    def must_be_whole(self, job: Job, budget: int) -> bool:
+        """Whether a request does not fit into the rest of a step and may not be divided."""
+        can_be_divided = self._limits.use_chunks and not job.context.is_prompt_echoed
+        return not can_be_divided and len(job.context.tokens) > budget
+
+    def num_steps(self, jobs: list[Job], most: int) -> int:
+        """How many forward passes these requests can make, at most `most`; their pages are reserved."""
+        steps = most
+        for job in jobs:
+            context = job.context
+            steps = min(steps, max(1, context.max_length - len(context.tokens)))
+            while self._rope is not None and steps > 1 and self.key_of(context, steps - 1) != job.key:
+                steps -= 1
+        for job in jobs:
+            while steps > 1:
+                try:
+                    self.grow(job, steps - 1)
+                    break
+                except InsufficientBlocksError:
+                    steps -= 1
+        return steps
+
+    def _start(self, job: Job, key: CacheKey) -> None:
+        job.key, job.replica = key, self.number
+        insort(self.running, job)
+
+    def key_of(self, context: TextContext, further: int = 0) -> CacheKey:
+        """What a request's pages are found by when it has `further` tokens more than now."""
+        regime = 0 if self._rope is None else self._rope.regime(self._request_length(self._rope, context, further))
+        return CacheKey(rope_regime=regime, salt=context.cache_salt)
+
+    @staticmethod
+    def _request_length(rope: RopeLengths, context: TextContext, further: int) -> int:
+        return rope.request_length(context.admission_length, len(context.tokens) + further)
