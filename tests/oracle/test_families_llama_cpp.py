@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from llama_cpp import Llama
 
-from support.checkpoints import FAMILIES, LENGTH, tiny_config, tiny_tensors
+from support.checkpoints import GGUF_FAMILIES, LENGTH, tiny_config, tiny_tensors
 from support.family_model import all_logits, load_family, random_prompt
 from support.gguf_checkpoints import write_gguf
 
@@ -25,6 +25,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen3": {"use_sliding_window": False, "head_dim": None},
     "granite": {"head_dim": None},
     "smollm3": {"head_dim": None},
+    "glm4": {"head_dim": None, "num_attention_heads": 6, "num_key_value_heads": 2},
+    # windows of EXAONE 4 are known to it by the number of layers, 64
+    "exaone4": {"sliding_window": None, "head_dim": None},
+    "cohere2": {"head_dim": None, "num_attention_heads": 6, "num_key_value_heads": 2},
     "phi3": {"sliding_window": None},
 }
 KINDS = {
@@ -38,11 +42,16 @@ KINDS = {
     "olmo2": ("none", "linear", "yarn"),
     "olmo3": ("none", "yarn"),
     "smollm3": ("none", "linear", "yarn"),
+    "cohere": ("none", "yarn"),
+    "cohere2": ("none",),
+    "glm4": ("none",),
+    "stablelm": ("none",),
+    "exaone4": ("none", "llama3"),
 }
 
 
 @pytest.mark.parametrize("executor", ["reference", "native"])
-@pytest.mark.parametrize(("family", "rope"), [(family, rope) for family in FAMILIES for rope in KINDS[family]])
+@pytest.mark.parametrize(("family", "rope"), [(family, rope) for family in GGUF_FAMILIES for rope in KINDS[family]])
 def test_logits_are_those_of_llama_cpp(tmp_path: Path, family: str, rope: str, executor: str) -> None:
     config = tiny_config(family, rope, **CHANGES.get(family, {}))
     path = write_gguf(tmp_path / "model.gguf", config, tiny_tensors(config))

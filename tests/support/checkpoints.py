@@ -18,10 +18,34 @@ from safetensors.numpy import save_file
 Array = np.ndarray[Any, Any]
 Tensors = dict[str, Array]
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "phi3", "olmo", "olmo2", "olmo3", "smollm3")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "granite",
+    "phi3",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "smollm3",
+    "cohere",
+    "cohere2",
+    "glm",
+    "glm4",
+    "stablelm",
+    "helium",
+    "exaone4",
+)
+WITHOUT_GGUF = ("glm", "helium")  # llama.cpp converts neither
+GGUF_FAMILIES = tuple(family for family in FAMILIES if family not in WITHOUT_GGUF)
 ROPE_KINDS = ("none", "llama3", "longrope", "linear", "dynamic", "yarn")
 # Kinds of rotary scaling that a family's logits are compared under: all of them take one path, which Llama proves.
-ROPES_OF = {"llama": ROPE_KINDS, "phi3": ("none", "longrope"), "olmo3": ("none",)}
+ROPES_OF = {
+    "llama": ROPE_KINDS,
+    "phi3": ("none", "longrope"),
+    **dict.fromkeys(("olmo3", "glm", "glm4", "stablelm"), ("none",)),
+}
 ROPE_CASES = [(family, rope) for family in FAMILIES for rope in ROPES_OF.get(family, ("none", "yarn"))]
 ORIGINAL_LENGTH = 24
 LENGTH = 96
@@ -38,6 +62,13 @@ _ARCHITECTURES = {
     "olmo3": "Olmo3ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
+    "cohere": "CohereForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "glm": "GlmForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "helium": "HeliumForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
 }
 _COMMON: dict[str, Any] = {
     "vocab_size": 131,
@@ -53,6 +84,7 @@ _COMMON: dict[str, Any] = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
 }
+_SIX_HEADS: dict[str, Any] = {"num_attention_heads": 6, "num_key_value_heads": 2}
 _OWN: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": WINDOW},
@@ -64,11 +96,35 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "qwen3": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "smollm3": {"num_hidden_layers": 5},
-    "olmo2": {"head_dim": None, "num_attention_heads": 6, "num_key_value_heads": 2},
+    "cohere": {
+        "logit_scale": 0.25,
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "head_dim": None,
+        **_SIX_HEADS,
+    },
+    "cohere2": {
+        "logit_scale": 0.25,
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "sliding_window": WINDOW,
+        "num_hidden_layers": 5,
+    },
+    "glm": {"partial_rotary_factor": 0.5, "head_dim": 12, "attention_bias": True},
+    "glm4": {"partial_rotary_factor": 0.5, "head_dim": 12, "attention_bias": True},
+    "stablelm": {
+        "partial_rotary_factor": 0.5,
+        "layer_norm_eps": 1e-5,
+        "use_qkv_bias": True,
+        "head_dim": None,
+        **_SIX_HEADS,
+    },
+    "helium": {"head_dim": 8},
+    "exaone4": {"sliding_window": WINDOW, "sliding_window_pattern": 4, "num_hidden_layers": 5},
+    "olmo2": {"head_dim": None, **_SIX_HEADS},
     "olmo3": {
         "head_dim": None,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
+        **_SIX_HEADS,
         "sliding_window": WINDOW,
         "num_hidden_layers": 5,
     },
@@ -91,7 +147,14 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "olmo": {"clip_qkv": 1.2, "num_key_value_heads": 9, "head_dim": None},
 }
-_QK_NORMS = ("qwen3", "olmo2", "olmo3")
+_QK_NORMS = {"qwen3": "head", "exaone4": "head", "olmo2": "row", "olmo3": "row"}
+# Norms of a layer, where they are not Llama's two.
+_NORMS = {
+    **dict.fromkeys(("olmo2", "olmo3", "exaone4"), ("post_attention_layernorm", "post_feedforward_layernorm")),
+    **dict.fromkeys(("cohere", "cohere2"), ("input_layernorm",)),
+    "glm4": ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+}
+_STACKED_MLP = ("phi3", "glm", "glm4")
 # Sizes that block formats can hold: rows of 32 or of 256 elements.
 BLOCK_32 = {
     "vocab_size": 160,
@@ -197,30 +260,31 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
     def norm(name: str) -> None:
         if family != "olmo":
             vector(f"{name}.weight", hidden, 1.0)
+        if family == "stablelm":
+            vector(f"{name}.bias", hidden)
 
     matrix("model.embed_tokens", config["vocab_size"], hidden, hidden**0.5 * 0.3)
     for layer in range(config["num_hidden_layers"]):
         base = f"model.layers.{layer}"
-        if family in ("olmo2", "olmo3"):
-            norm(f"{base}.post_feedforward_layernorm")
-        else:
-            norm(f"{base}.input_layernorm")
-        norm(f"{base}.post_attention_layernorm")
+        for name in _NORMS.get(family, ("input_layernorm", "post_attention_layernorm")):
+            norm(f"{base}.{name}")
         if family in _QK_NORMS:
             for name, count in (("q", heads), ("k", kv_heads)):
-                vector(f"{base}.self_attn.{name}_norm.weight", count * size if family != "qwen3" else size, 1.0)
+                vector(f"{base}.self_attn.{name}_norm.weight", size * (count if _QK_NORMS[family] == "row" else 1), 1.0)
         if family == "phi3":
             matrix(f"{base}.self_attn.qkv_proj", (heads + 2 * kv_heads) * size, hidden, 1.5)
-            matrix(f"{base}.mlp.gate_up_proj", 2 * width, hidden)
         else:
             for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
                 matrix(f"{base}.self_attn.{name}_proj", count * size, hidden, 1.5)
-                if family == "qwen2" or config.get("attention_bias"):
+                if family == "qwen2" or config.get("attention_bias") or config.get("use_qkv_bias"):
                     vector(f"{base}.self_attn.{name}_proj.bias", count * size)
+        if family in _STACKED_MLP:
+            matrix(f"{base}.mlp.gate_up_proj", 2 * width, hidden)
+        else:
             matrix(f"{base}.mlp.gate_proj", width, hidden)
             matrix(f"{base}.mlp.up_proj", width, hidden)
         matrix(f"{base}.self_attn.o_proj", hidden, heads * size)
-        if config.get("attention_bias"):
+        if config.get("attention_bias") and family not in ("glm", "glm4"):
             vector(f"{base}.self_attn.o_proj.bias", hidden)
         matrix(f"{base}.mlp.down_proj", hidden, width)
         if config.get("mlp_bias"):

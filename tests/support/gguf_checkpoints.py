@@ -34,11 +34,13 @@ _GGUF_LAYER = {
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
 }
 _GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_GGUF_ARCHITECTURE = {"mistral": "llama", "olmo3": "olmo2"}
+_GGUF_ARCHITECTURE = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r"}
 _PERMUTED = ("llama", "mistral", "granite", "olmo", "smollm3")
-_POST_NORMED = ("olmo2", "olmo3")
+_POST_NORMED = ("olmo2", "olmo3", "exaone4")
 _PLAIN = {"F32": np.float32, "F16": np.float16}
 
 
@@ -148,14 +150,18 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     if family == "olmo":
         writer.add_layer_norm_eps(1e-5)
         writer.add_clamp_kqv(config["clip_qkv"])
+    elif "layer_norm_eps" in config:
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
     else:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if "logit_scale" in config:
+        writer.add_logit_scale(config["logit_scale"])
     if family == "granite":
         writer.add_embedding_scale(config["embedding_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_attention_scale(config["attention_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
-    if family in ("mistral", "phi3", "olmo3"):
+    if family in ("mistral", "phi3", "olmo3", "cohere2", "exaone4"):
         writer.add_sliding_window(config.get("sliding_window", 0))
     _write_scaling(writer, config)
     _write_tokenizer(writer, config["vocab_size"])

@@ -15,7 +15,7 @@ from puna.graph.weights import WeightsFormat, load_weights
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
 from puna.pipelines.lib import PIPELINE_REGISTRY
-from support.checkpoints import FAMILIES, tiny_config, tiny_tensors, write_huggingface
+from support.checkpoints import GGUF_FAMILIES, tiny_config, tiny_tensors, write_huggingface
 from support.gguf_checkpoints import write_gguf
 
 ONE = np.ones((1, 1), np.float32)
@@ -28,7 +28,7 @@ def adapted(directory: Path, names: list[str], config: Any = None) -> set[str]:
     return set(safetensors_state_dict(dict(weights.items()), huggingface_config=config))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GGUF_FAMILIES)
 def test_both_sources_give_the_same_names_and_shapes(tmp_path: Path, family: str) -> None:
     register_all_models()
     config = tiny_config(family)

@@ -19,6 +19,11 @@ _FAMILIES: Final = (
     "olmo",
     "olmo2",
     "smollm3",
+    "cohere",
+    "glm4",
+    "stablelm",
+    "helium",
+    "exaone4",
 )
 """Folders of families; the `arch` module of each lists its `ARCHITECTURES`."""
 

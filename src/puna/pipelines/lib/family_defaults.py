@@ -48,6 +48,39 @@ _OLMO2: Final = MappingProxyType({
 })
 
 
+_COHERE: Final = MappingProxyType({
+    **_COMMON,
+    "vocab_size": 256000,
+    "hidden_size": 8192,
+    "intermediate_size": 22528,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 64,
+    "num_key_value_heads": None,
+    "max_position_embeddings": 8192,
+    "layer_norm_eps": 1e-5,
+    "logit_scale": 0.0625,
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "bos_token_id": 5,
+    "eos_token_id": 255001,
+})
+_GLM: Final = MappingProxyType({
+    **_COMMON,
+    "vocab_size": 151552,
+    "intermediate_size": 13696,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1.5625e-7,
+    "attention_bias": True,
+    "pad_token_id": 151329,
+    "bos_token_id": None,
+    "eos_token_id": [151329, 151336, 151338],
+})
+
+
 @dataclass(frozen=True)
 class FamilyDefaults:
     """The defaults of one `model_type`.
@@ -57,6 +90,7 @@ class FamilyDefaults:
         values: Key -> default. None for `num_key_value_heads` means as many as `num_attention_heads`.
         rope_kinds: Kinds of rotary scaling that the reference computes for it, None for all.
         has_partial_rotary: Whether the reference rotates only a share of a head where `partial_rotary_factor` says so.
+        partial_rotary_factor: That share, where the configuration does not say it.
         old_rope_kinds: Names that older configurations of this type gave to a kind.
     """
 
@@ -64,6 +98,7 @@ class FamilyDefaults:
     values: Mapping[str, Any]
     rope_kinds: frozenset[str] | None = None
     has_partial_rotary: bool = False
+    partial_rotary_factor: float = 1.0
     old_rope_kinds: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -179,6 +214,64 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
             "pad_token_id": 128004,
             "bos_token_id": 128000,
             "eos_token_id": 128001,
+        }),
+    ),
+    "cohere": FamilyDefaults(
+        "CohereForCausalLM", MappingProxyType({**_COHERE, "use_qk_norm": False, "rope_theta": 500000.0})
+    ),
+    "cohere2": FamilyDefaults(
+        "Cohere2ForCausalLM", MappingProxyType({**_COHERE, "head_dim": 128, "sliding_window": 4096})
+    ),
+    "glm": FamilyDefaults("GlmForCausalLM", _GLM, has_partial_rotary=True, partial_rotary_factor=0.5),
+    "glm4": FamilyDefaults("Glm4ForCausalLM", _GLM, has_partial_rotary=True, partial_rotary_factor=0.5),
+    "stablelm": FamilyDefaults(
+        "StableLmForCausalLM",
+        MappingProxyType({
+            **_COMMON,
+            "vocab_size": 50304,
+            "hidden_size": 2560,
+            "intermediate_size": 6912,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 4096,
+            "layer_norm_eps": 1e-5,
+            "use_qkv_bias": False,
+            "qk_layernorm": False,
+            "use_parallel_residual": False,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }),
+        has_partial_rotary=True,
+        partial_rotary_factor=0.25,
+    ),
+    "helium": FamilyDefaults(
+        "HeliumForCausalLM",
+        MappingProxyType({
+            **_LLAMA,
+            "vocab_size": 48000,
+            "hidden_size": 2560,
+            "intermediate_size": 7040,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 20,
+            "num_key_value_heads": 20,
+            "head_dim": 128,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-8,
+            "rope_theta": 100000.0,
+            "pad_token_id": 3,
+        }),
+    ),
+    "exaone4": FamilyDefaults(
+        "Exaone4ForCausalLM",
+        MappingProxyType({
+            **_COMMON,
+            "vocab_size": 102400,
+            "intermediate_size": 16384,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": 4096,
+            "sliding_window_pattern": 4,
+            "bos_token_id": 0,
         }),
     ),
 })

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from puna.errors import UnsupportedModelError, WeightsError
 
@@ -22,17 +22,20 @@ if TYPE_CHECKING:
 
 __all__ = ["read_gguf_config"]
 
-_LAYER_NORM_EPS: Final = 1e-5
 _FLOAT32_EPS: Final = 2.0**-23
 
 
 @dataclass(frozen=True)
 class _Family:
-    """One `general.architecture`: its `model_type`, and the keys that only it has (metadata key -> config key)."""
+    """One `general.architecture`: its `model_type`, and the keys that only it has (metadata key -> config key).
+
+    Its norms have the epsilon of this key; `fixed_norm_eps` is one that no configuration states.
+    """
 
     model_type: str
     extra: Mapping[str, str] = field(default_factory=dict)
-    norm: str = "rms_norm_eps"
+    norm: Literal["rms_norm_eps", "layer_norm_eps"] = "rms_norm_eps"
+    fixed_norm_eps: float | None = None
 
 
 _GRANITE_KEYS: Final = MappingProxyType({
@@ -41,15 +44,23 @@ _GRANITE_KEYS: Final = MappingProxyType({
     "attention.scale": "attention_multiplier",
     "logit_scale": "logits_scaling",
 })
+_WINDOW: Final = MappingProxyType({"attention.sliding_window": "sliding_window"})
 _FAMILIES: Final = MappingProxyType({
-    "llama": _Family("llama", MappingProxyType({"attention.sliding_window": "sliding_window"})),
+    "llama": _Family("llama", _WINDOW),
     "qwen2": _Family("qwen2"),
     "qwen3": _Family("qwen3"),
     "granite": _Family("granite", _GRANITE_KEYS),
-    "phi3": _Family("phi3", MappingProxyType({"attention.sliding_window": "sliding_window"})),
-    "olmo": _Family("olmo", MappingProxyType({"attention.clamp_kqv": "clip_qkv"}), norm="layer_norm"),
-    "olmo2": _Family("olmo2", MappingProxyType({"attention.sliding_window": "sliding_window"})),
+    "phi3": _Family("phi3", _WINDOW),
+    "olmo": _Family(
+        "olmo", MappingProxyType({"attention.clamp_kqv": "clip_qkv"}), norm="layer_norm_eps", fixed_norm_eps=1e-5
+    ),
+    "olmo2": _Family("olmo2", _WINDOW),
     "smollm3": _Family("smollm3"),
+    "command-r": _Family("cohere", MappingProxyType({"logit_scale": "logit_scale"}), norm="layer_norm_eps"),
+    "cohere2": _Family("cohere2", MappingProxyType({"logit_scale": "logit_scale", **_WINDOW}), norm="layer_norm_eps"),
+    "glm4": _Family("glm4"),
+    "stablelm": _Family("stablelm", norm="layer_norm_eps"),
+    "exaone4": _Family("exaone4", _WINDOW),
 })
 # Families whose files tell them apart from another one by a window alone.
 _WITH_WINDOWS: Final = MappingProxyType({"llama": "mistral", "olmo2": "olmo3"})
@@ -86,6 +97,7 @@ _NEUTRAL: Final = MappingProxyType({
     "expert_count": (0,),
     "expert_used_count": (0,),
     "use_parallel_residual": (False,),
+    "attention.sliding_window_pattern": None,  # llama.cpp's own is that of the configuration's class
     "attention.causal": (True,),
     "attention.max_alibi_bias": (0,),
     "attention.clamp_kqv": (0,),
@@ -245,9 +257,14 @@ def _norm(reader: _Reader, family: _Family) -> dict[str, Any]:
         if epsilon is None:
             reader.fail("attention.layer_norm_rms_epsilon", "is missing")
         return {"rms_norm_eps": epsilon}
-    epsilon = reader.number("attention.layer_norm_epsilon", _LAYER_NORM_EPS)
-    if epsilon is None or abs(epsilon - _LAYER_NORM_EPS) > _LAYER_NORM_EPS * _FLOAT32_EPS:
-        reader.refuse("attention.layer_norm_epsilon", epsilon, f"{_LAYER_NORM_EPS:g}")
+    epsilon = reader.number("attention.layer_norm_epsilon", family.fixed_norm_eps)
+    if epsilon is None:
+        reader.fail("attention.layer_norm_epsilon", "is missing")
+    fixed = family.fixed_norm_eps
+    if fixed is None:
+        return {"layer_norm_eps": epsilon}
+    if abs(epsilon - fixed) > fixed * _FLOAT32_EPS:
+        reader.refuse("attention.layer_norm_epsilon", epsilon, f"{fixed:g}")
     return {}
 
 

@@ -44,6 +44,8 @@ _COUNTS: Final = MappingProxyType({
 # Numbers: key -> above, at most.
 _NUMBERS: Final = MappingProxyType({
     "rms_norm_eps": (0.0, 1.0),
+    "layer_norm_eps": (0.0, 1.0),
+    "logit_scale": (0.0, 1e6),
     "rope_theta": (1.0, 1e15),
     "partial_rotary_factor": (0.0, 1.0),
     "attention_multiplier": (0.0, 1e6),
@@ -206,7 +208,7 @@ class HuggingFaceConfig:
 
     def _check(self, family: FamilyDefaults) -> None:
         values = self._values
-        required = [*_REQUIRED, *(["rms_norm_eps"] if "rms_norm_eps" in family.values else [])]
+        required = [*_REQUIRED, *(key for key in ("rms_norm_eps", "layer_norm_eps") if key in family.values)]
         for key in required:
             if values.get(key) is None:
                 self._refuse(key, None, "a value, there is no default")

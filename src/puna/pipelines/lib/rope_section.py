@@ -83,7 +83,8 @@ def read_rope_section(
     section = dict(_the_section(values, file))
     theta = section.get("rope_theta", values.get("rope_theta"))
     share = _stated_once(section, values, "partial_rotary_factor", file)
-    share = 1.0 if share is None else share
+    if share is None:
+        share = 1.0 if allows_partial else family.partial_rotary_factor
     if share != 1 and not (family.has_partial_rotary or allows_partial):
         _refuse("partial_rotary_factor", share, file, f"1 for {family.architecture}")
     kind = _kind(section, family, file)

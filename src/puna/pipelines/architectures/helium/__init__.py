@@ -1,0 +1,1 @@
+"""Helium: Llama whose rotated pairs are neighbours in every file."""
