@@ -162,6 +162,16 @@ class StepFailedError(PunaError, RuntimeError):
         self.__cause__ = cause
 
 
+class EngineStoppedError(PunaError, RuntimeError):
+    """The engine takes no requests any more: it drains, or was shut down."""
+
+    http_status = 503
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+        super().__init__(f"the engine {state}; it takes no further requests")
+
+
 class QueueFullError(PunaError, RuntimeError):
     """Back-pressure: the waiting line is full, try again later."""
 

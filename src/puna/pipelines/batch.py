@@ -10,7 +10,7 @@ import numpy as np
 
 from puna.errors import PunaError
 from puna.pipelines.context import LogProbabilities, TextContext
-from puna.pipelines.kv_cache import BlockCounts, CacheRow
+from puna.pipelines.kv_cache import BlockCounts, CacheRow, StoreCounts
 from puna.pipelines.request import LogitsProcessor, RequestID
 from puna.pipelines.sampling import Float32Array, SampledTokens, SamplingRow
 
@@ -102,6 +102,21 @@ class ScheduledBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class LoopTimes:
+    """How long the loop took so far.
+
+    Attributes:
+        num_steps: Steps that computed something.
+        step_s: Seconds in them.
+        model_s: Seconds of these in which the model computed.
+    """
+
+    num_steps: int = 0
+    step_s: float = 0.0
+    model_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerCounts:
     """What the scheduler did so far, and what is under way.
 
@@ -114,6 +129,7 @@ class SchedulerCounts:
         num_generated_tokens: Tokens that were drawn and given out.
         num_preemptions: How often a request gave its pages back to let another one go on.
         num_retries: How often a request was tried again after a failed step.
+        store: What the store of blocks on disk did, or None.
     """
 
     num_waiting: int
@@ -124,6 +140,7 @@ class SchedulerCounts:
     num_generated_tokens: int
     num_preemptions: int
     num_retries: int
+    store: StoreCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ class Scheduler:
             num_generated_tokens=self._num_generated_tokens,
             num_preemptions=self._num_preemptions,
             num_retries=self._num_retries,
+            store=self._replicas[0].kv.store_counts(),
         )
 
     def check(self, context: TextContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 from puna.driver import Buffer
 from puna.errors import InvalidRequestError
 from puna.nn.kv_cache import KVCacheInputs, increment_cache_lengths
-from puna.pipelines.batch import GenerationDelta, ScheduledBatch, SchedulerCounts, StepResult
+from puna.pipelines.batch import GenerationDelta, LoopTimes, ScheduledBatch, SchedulerCounts, StepResult
 from puna.pipelines.context import LogProbabilities, TextContext
 from puna.pipelines.lib.log_probabilities import MAX_TOP_N
 from puna.pipelines.request import RequestID
@@ -79,6 +80,8 @@ class TextGenerationPipeline:
         self._scheduler = scheduler
         self._sampler = sampler
         self._session = session
+        self._num_steps = 0
+        self._step_s = self._model_s = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -88,6 +91,11 @@ class TextGenerationPipeline:
     def counts(self) -> SchedulerCounts:
         """What the loop did so far, and what is under way."""
         return self._scheduler.counts()
+
+    @property
+    def times(self) -> LoopTimes:
+        """How long it took so far."""
+        return LoopTimes(self._num_steps, self._step_s, self._model_s)
 
     def check(self, context: TextContext) -> None:
         """Refuses what can never be served. It looks at nothing that changes, so that any thread may ask.
@@ -133,6 +141,7 @@ class TextGenerationPipeline:
         Returns:
             What changed, one entry per request that got tokens or ended.
         """
+        begin = time.perf_counter()
         batch = self._scheduler.schedule()
         if not any(batch.replicas):
             return list(batch.ended)
@@ -140,7 +149,10 @@ class TextGenerationPipeline:
             results = self._compute(batch)
         except Exception as error:  # of whatever kind: the engine lives on
             return self._scheduler.retry_alone(batch, error)
-        return self._scheduler.update(batch, results)
+        deltas = self._scheduler.update(batch, results)
+        self._num_steps += 1
+        self._step_s += time.perf_counter() - begin
+        return deltas
 
     def _compute(self, batch: ScheduledBatch) -> list[StepResult]:
         """Executes and samples: one entry per forward pass."""
@@ -148,7 +160,9 @@ class TextGenerationPipeline:
         cache = self._scheduler.cache_inputs(batch)
         inputs = self._model.prepare_initial_token_inputs(batch.contexts, cache)
         while True:
+            begin = time.perf_counter()
             outputs = self._model.execute(inputs)
+            self._model_s += time.perf_counter() - begin
             logits = outputs.next_token_logits.to_numpy()
             indices = batch.sampling_indices
             if indices != list(range(len(logits))):  # else a copy of all logits is saved

@@ -71,8 +71,8 @@ class StoreCounts:
     """What a store did so far.
 
     Attributes:
-        num_blocks: Blocks of this model that it holds.
-        num_bytes: Bytes of all its files, other models' included.
+        num_blocks: Blocks that it holds, other models' included.
+        num_bytes: Bytes of their files.
         num_loaded: Blocks that were read.
         num_written: Blocks that were written.
         num_dropped: Blocks that were not written: the queue was full, or the disk.
@@ -139,9 +139,13 @@ class BlockStore:
     def counts(self) -> StoreCounts:
         """What it did so far."""
         with self._lock:
-            own = sum(1 for path in self._files if path.parent.parent == self._home)
             return StoreCounts(
-                own, self._num_bytes, self._num_loaded, self._num_written, self._num_dropped, self._num_damaged
+                num_blocks=len(self._files),
+                num_bytes=self._num_bytes,
+                num_loaded=self._num_loaded,
+                num_written=self._num_written,
+                num_dropped=self._num_dropped,
+                num_damaged=self._num_damaged,
             )
 
     def contains(self, digest: BlockHash) -> bool:

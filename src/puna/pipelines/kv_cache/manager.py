@@ -13,7 +13,7 @@ from puna.driver import Buffer
 from puna.errors import InsufficientBlocksError
 from puna.nn.kv_cache import KVCacheInputs, KVCacheInputsPerDevice, KVCacheParams
 from puna.pipelines.kv_cache.blocks import ROOT, BlockCounts, BlockPool
-from puna.pipelines.kv_cache.durable import BlockStore
+from puna.pipelines.kv_cache.durable import BlockStore, StoreCounts
 from puna.pipelines.kv_cache.hashing import BlockHash, BlockHasher, BlockID, CacheKey
 
 SequenceID: TypeAlias = Hashable
@@ -121,6 +121,10 @@ class PagedKVCacheManager:
     def counts(self) -> BlockCounts:
         """How many pages there are, free, and free but findable."""
         return self._pool.counts()
+
+    def store_counts(self) -> StoreCounts | None:
+        """What the store did so far; replicas share it. None: there is none."""
+        return None if self._store is None else self._store.counts()
 
     def contains(self, sequence: SequenceID) -> bool:
         """Whether the sequence holds pages."""
