@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from puna.entrypoints.llm import LLM, LoadOptions
+from puna.entrypoints.llm import LLM
 from puna.models import DEFAULT_MODEL
-from puna.pipelines.request import GenerateRequest, SamplingParams
+from puna.pipelines.request import GenerateRequest
+from puna.pipelines.sampling_params import SamplingParams
+from support.answers import answers
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +34,7 @@ def requests(temperature: float) -> list[GenerateRequest]:
     return [
         GenerateRequest(
             messages=[{"role": "user", "content": prompt}],
-            sampling_params=SamplingParams(temperature=temperature, seed=seed, max_new_tokens=40),
+            sampling_params=SamplingParams(temperature=temperature, seed=seed, max_tokens=40),
         )
         for seed, prompt in enumerate(PROMPTS)
     ]
@@ -55,11 +57,10 @@ def test_first_token_comes_within_a_second() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_text_is_the_requests_own(temperature: float) -> None:
-    alone_llm = LLM(DEFAULT_MODEL, LoadOptions(use_prefix_cache=False, num_threads=1))
-    alone = [alone_llm.generate([item])[0].token_ids for item in requests(temperature)]
-    crowd_options = LoadOptions(max_batch_size=3, max_step_tokens=33, page_size=16, num_threads=2, max_num_steps=2)
-    crowd = LLM(DEFAULT_MODEL, crowd_options).generate(requests(temperature))
-    assert [item.token_ids for item in crowd] == alone
+    alone_llm = LLM(DEFAULT_MODEL, enable_prefix_caching=False, threads=1)
+    alone = [answers(alone_llm, [item])[0].token_ids for item in requests(temperature)]
+    crowd = LLM(DEFAULT_MODEL, max_num_seqs=3, max_num_batched_tokens=33, block_size=16, threads=2, max_num_steps=2)
+    assert [item.token_ids for item in answers(crowd, requests(temperature))] == alone
 
 
 def test_variants_give_the_same_text() -> None:

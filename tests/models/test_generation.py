@@ -14,8 +14,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from puna.entrypoints.cli import run
-from puna.entrypoints.llm import LLM, LoadOptions
-from puna.pipelines.request import GenerateRequest, SamplingParams
+from puna.entrypoints.llm import LLM
+from puna.pipelines.request import GenerateRequest
+from puna.pipelines.sampling_params import SamplingParams
+from support.answers import answers
 from support.checkpoints import (
     FAMILIES,
     GGUF_FAMILIES,
@@ -33,7 +35,12 @@ CASES = [
     *(("llama", rope) for rope in ROPE_KINDS if rope != "none"),
     ("phi3", "longrope"),
 ]
-EXACT: dict[str, Any] = {"dtype": "float32", "kv_cache_dtype": "float32", "page_size": 4, "use_prefix_cache": False}
+EXACT: dict[str, Any] = {
+    "dtype": "float32",
+    "kv_cache_dtype": "float32",
+    "block_size": 4,
+    "enable_prefix_caching": False,
+}
 NEW_TOKENS = 8
 LENGTHS = (ORIGINAL_LENGTH - 3, 5, ORIGINAL_LENGTH + 4)  # the first crosses the original context while it is generated
 CHAT = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -73,14 +80,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def requests(vocab_size: int) -> list[GenerateRequest]:
-    params = SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
     prompts = [random_prompt(vocab_size, length, seed=length) for length in LENGTHS]
     return [GenerateRequest(token_ids=tuple(prompt), sampling_params=params) for prompt in prompts]
 
 
 def generated(model: Path, vocab_size: int, **options: Any) -> list[tuple[int, ...]]:
-    batch = LLM(str(model), LoadOptions(**EXACT, max_length=48, **options)).generate(requests(vocab_size))
-    return [generation.token_ids for generation in batch]
+    llm = LLM(str(model), **EXACT, max_model_len=48, **options)
+    return [made.token_ids for made in answers(llm, requests(vocab_size))]
 
 
 @pytest.mark.parametrize(("family", "rope"), CASES)
@@ -105,8 +112,8 @@ def test_generated_tokens_are_those_of_the_reference(checkpoints: Any, family: s
 def test_tokens_do_not_depend_on_how_they_are_computed(checkpoints: Any, family: str, rope: str) -> None:
     directory, _, vocab_size = checkpoints(family, rope)
     alone = generated(directory, vocab_size)
-    assert generated(directory, vocab_size, max_batch_size=3, num_threads=1) == alone
-    assert generated(directory, vocab_size, max_batch_size=3, max_step_tokens=7, num_threads=2) == alone
+    assert generated(directory, vocab_size, max_num_seqs=3, threads=1) == alone
+    assert generated(directory, vocab_size, max_num_seqs=3, max_num_batched_tokens=7, threads=2) == alone
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,9 @@ import pytest
 from puna.engine import InferenceSession
 from puna.entrypoints.llm import LLM
 from puna.errors import WeightsError
-from puna.pipelines.request import GenerateRequest, SamplingParams
+from puna.pipelines.request import GenerateRequest
+from puna.pipelines.sampling_params import SamplingParams
+from support.answers import answers
 from support.checkpoints import tiny_config, tiny_tensors
 from support.gguf_checkpoints import write_gguf
 from support.tiny_model import write_tiny_model
@@ -47,12 +49,12 @@ def test_a_file_that_is_cut_while_it_is_loaded(model: tuple[Path, Path], monkeyp
 def test_a_loaded_model_needs_its_file_no_more(model: tuple[Path, Path]) -> None:
     name, file = model
     llm = LLM(str(name))
-    asked = GenerateRequest(token_ids=[2, 3, 4], sampling_params=SamplingParams(temperature=0, max_new_tokens=8))
-    (before,) = llm.generate([asked])
+    asked = GenerateRequest(token_ids=[2, 3, 4], sampling_params=SamplingParams(temperature=0, max_tokens=8))
+    (before,) = answers(llm, [asked])
     os.truncate(file, 100)
-    assert llm.generate([asked])[0].token_ids == before.token_ids
+    assert answers(llm, [asked])[0].token_ids == before.token_ids
     if name.is_dir():
         shutil.rmtree(name)
     else:
         file.unlink()
-    assert llm.generate([asked])[0].token_ids == before.token_ids
+    assert answers(llm, [asked])[0].token_ids == before.token_ids

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.entrypoints.llm import LLM, LoadOptions
+from puna.entrypoints.llm import LLM
 from puna.models import DEFAULT_MODEL
 from puna.pipelines.scheduler import SchedulerLimits
 from support.checkpoints import BLOCK_256, tiny_config, tiny_tensors, write_huggingface
@@ -44,11 +44,12 @@ class Subject:
         self.alone = cache(self._alone)
 
     def _load(self, page_size: int, threads: int) -> LLM:
-        options = LoadOptions(kv_cache_dtype=self.kv_type, page_size=page_size, num_threads=threads, max_batch_size=4)
-        return LLM(self.path, options)
+        return LLM(
+            self.path, kv_cache_dtype=self.kv_type, block_size=page_size, threads=threads, max_num_seqs=4
+        )
 
     def requests(self) -> list[Any]:
-        size = self.load(16, 1)._model.config.vocab_size
+        size = self.load(16, 1).model.config.vocab_size
         return [request(random_prompt(size, length, seed=length), self.new_tokens) for length in self.lengths]
 
     def _alone(self, index: int) -> Outcome:

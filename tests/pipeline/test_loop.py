@@ -11,8 +11,9 @@ from puna.errors import InsufficientBlocksError, InvalidRequestError, QueueFullE
 from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, RotaryEmbedding
 from puna.pipelines.batch import FinishReason
 from puna.pipelines.context import EOSTracker
-from puna.pipelines.request import RequestID, SamplingParams
+from puna.pipelines.request import RequestID
 from puna.pipelines.sampling import NonFiniteLogitsError
+from puna.pipelines.sampling_params import SamplingParams
 from puna.pipelines.scheduler import SchedulerLimits
 from support.fake_loop import GREEDY, Rig, context, one_regime, prompts_of
 from support.fake_model import expected_greedy, logits_for

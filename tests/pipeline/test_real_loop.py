@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from puna.entrypoints.llm import LLM, LoadOptions
+from puna.entrypoints.llm import LLM
 from puna.errors import InvalidRequestError
 from puna.pipelines.batch import FinishReason
 from puna.pipelines.context import EOSTracker
-from puna.pipelines.lib.log_probabilities import top_log_probabilities
-from puna.pipelines.request import GenerateRequest, SamplingParams
+from puna.pipelines.lib.log_probabilities import token_log_probabilities
+from puna.pipelines.prompt_reading import LogprobReader
+from puna.pipelines.request import GenerateRequest
 from puna.pipelines.sampling import NonFiniteLogitsError
+from puna.pipelines.sampling_params import SamplingParams
 from puna.pipelines.scheduler import SchedulerLimits
+from support.answers import answers, growth
 from support.checkpoints import (
     BLOCK_256,
     FAMILIES,
@@ -51,7 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def load(family: str, rope: str = "none", **options: Any) -> LLM:
         path = write_model(tmp_path_factory.mktemp(f"{family}-{rope}"), family, rope)
-        return LLM(path, LoadOptions(kv_cache_dtype="float32", page_size=4, max_batch_size=4, **options))
+        return LLM(path, kv_cache_dtype="float32", block_size=4, max_num_seqs=4, **options)
 
     return load
 
@@ -62,8 +65,7 @@ def prompt_of(length: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def llm(models: Any) -> LLM:
-    """A model that returns the logits of all tokens."""
-    loaded = models("llama", enable_echo=True)
+    loaded = models("llama")
     assert isinstance(loaded, LLM)
     return loaded
 
@@ -96,7 +98,7 @@ class TestLongRope:
 
     def test_the_lists_differ(self, models: Any) -> None:
         """Or the tests above would show nothing."""
-        rope: Any = models("llama", "longrope")._model.rope
+        rope: Any = models("llama", "longrope").model.rope
         assert not np.array_equal(rope.inv_freq(ORIGINAL_LENGTH), rope.inv_freq(ORIGINAL_LENGTH + 1))
 
 
@@ -104,7 +106,7 @@ class TestDynamicRope:
     """The base is that of the prompt's length at admission."""
 
     def test_preemption_keeps_it(self, models: Any) -> None:
-        llm = models("llama", "dynamic", max_length=2 * ORIGINAL_LENGTH)
+        llm = models("llama", "dynamic", max_model_len=2 * ORIGINAL_LENGTH)
         lengths = (ORIGINAL_LENGTH + 3, ORIGINAL_LENGTH + 1, 10)
         alone = [RealLoop(llm).run([request(prompt_of(length), 12)])[0] for length in lengths]
         tight = RealLoop(llm, 20, SchedulerLimits(max_batch_size=3, admission_watermark=1.0))
@@ -113,7 +115,7 @@ class TestDynamicRope:
         assert [item.logits for item in together] == [item.logits for item in alone]
 
     def test_it_is_not_that_of_the_whole_text(self, models: Any) -> None:
-        llm = models("llama", "dynamic", max_length=2 * ORIGINAL_LENGTH)
+        llm = models("llama", "dynamic", max_model_len=2 * ORIGINAL_LENGTH)
         prompt = prompt_of(ORIGINAL_LENGTH + 1)
         (grown,) = RealLoop(llm).run([request(prompt, 4)])
         (fresh,) = RealLoop(llm).run([request([*prompt, *grown.tokens[:3]], 1)])
@@ -121,7 +123,7 @@ class TestDynamicRope:
 
 
 class TestLogProbabilities:
-    """With `enable_echo` a step returns the logits of all its tokens."""
+    """Of prompts and of texts, each the one that a request of its own gives, bit for bit."""
 
     def expected(self, llm: LLM, text: list[int], top_n: int) -> list[Any]:
         """One record per position from the second on, each from a request of its own."""
@@ -129,56 +131,55 @@ class TestLogProbabilities:
         for end in range(1, len(text)):
             (fresh,) = RealLoop(llm).run([request(text[:end], 1)])
             row = np.frombuffer(fresh.logits[0], dtype=np.float32)[None]
-            records.append(top_log_probabilities(row, np.array(text[end : end + 1]), top_n))
+            records.append(token_log_probabilities(row, np.array(text[end : end + 1]), top_n))
         return records
 
-    @pytest.mark.parametrize("step", [3, 512])
-    def test_prompt_and_text(self, llm: LLM, step: int) -> None:
+    @pytest.mark.parametrize(("step", "logit_step"), [(3, 2), (512, 4), (512, 512)])
+    def test_prompt_and_text(self, llm: LLM, step: int, logit_step: int) -> None:
         prompt, mate = prompt_of(9), prompt_of(14)
-        loop = RealLoop(llm, limits=SchedulerLimits(max_batch_size=2, max_step_tokens=step))
+        limits = SchedulerLimits(max_batch_size=2, max_step_tokens=step, max_logit_tokens=logit_step)
+        reader = LogprobReader(np.array(prompt), 3)
         contexts = [
-            request(mate, 6, record=False),
-            request(prompt, 4, record=False, log_probabilities=3, log_probabilities_echo=True),
+            request(mate, 6),
+            request(prompt, 4, record=False, reader=reader, params={"logprobs": 3, "prompt_logprobs": 3}),
         ]
-        silent, echoed = loop.run(contexts)
+        silent, echoed = RealLoop(llm, limits=limits).run(contexts)
         assert silent.log_probabilities == []
-        assert [len(record) for record in echoed.log_probabilities] == [len(prompt), 1, 1, 1]
-        expected = self.expected(llm, [*prompt, *echoed.tokens], 3)
-        found = [value for record in echoed.log_probabilities for value in record.token_log_probabilities]
-        tops = [value for record in echoed.log_probabilities for value in record.top_log_probabilities]
-        assert found == [value for record in expected for value in record.token_log_probabilities]
-        assert tops == [value for record in expected for value in record.top_log_probabilities]
+        (alone,) = RealLoop(llm).run([request(mate, 6)])
+        assert silent.logits == alone.logits  # steps that return more logits have the same ones
+        assert [*reader.records, *echoed.log_probabilities] == self.expected(llm, [*prompt, *echoed.tokens], 3)
 
     def test_preemption_does_not_report_the_prompt_twice(self, llm: LLM) -> None:
-        def contexts() -> list[Any]:
-            return [
-                request(prompt_of(length), 12, record=False, log_probabilities=2, log_probabilities_echo=True)
-                for length in (15, 11)
-            ]
+        def run(num_blocks: int) -> tuple[Any, int]:
+            prompts = [prompt_of(length) for length in (15, 11)]
+            readers = [LogprobReader(np.array(prompt), 2) for prompt in prompts]
+            params = {"logprobs": 2, "prompt_logprobs": 2}
+            contexts = [request(p, 12, reader=r, params=params) for p, r in zip(prompts, readers, strict=True)]
+            loop = RealLoop(llm, num_blocks, SchedulerLimits(max_batch_size=2, admission_watermark=1.0))
+            outcomes = loop.run(contexts)
+            found = [[*r.records, *o.log_probabilities] for r, o in zip(readers, outcomes, strict=True)]
+            return found, loop.scheduler.num_preemptions
 
-        plenty = RealLoop(llm, limits=SchedulerLimits(max_batch_size=2)).run(contexts())
-        tight = RealLoop(llm, 9, SchedulerLimits(max_batch_size=2, admission_watermark=1.0))
-        assert [item.log_probabilities for item in tight.run(contexts())] == [i.log_probabilities for i in plenty]
-        assert tight.scheduler.num_preemptions > 0
+        plenty, tight = run(64), run(9)
+        assert plenty[0] == tight[0] and tight[1] > 0
+        assert [len(records) for records in tight[0]] == [14 + 12, 10 + 12]
 
-    def test_the_rows_of_all_tokens_change_no_next_token(self, llm: LLM, models: Any) -> None:
-        asked = [prompt_of(13), prompt_of(4)]
-        with_all, without = (
-            RealLoop(model, limits=SchedulerLimits(max_batch_size=2)).run([request(p, 5) for p in asked])
-            for model in (llm, models("llama"))
-        )
-        assert [item.logits for item in with_all] == [item.logits for item in without]
+    @pytest.mark.parametrize("first", [1, 4, 9, 12])
+    def test_a_cached_beginning_is_not_read_again(self, llm: LLM, first: int) -> None:
+        prompt = prompt_of(13)
+        loop = RealLoop(llm)
+        loop.run([request(prompt, 1)])
+        whole, part = LogprobReader(np.array(prompt)), LogprobReader(np.array(prompt), first_token=first)
+        loop.run([request(prompt, 1, reader=whole, is_read_only=True)])
+        asked = request(prompt, 1, reader=part, is_read_only=True)
+        (outcome,) = loop.run([asked])
+        assert part.records == whole.records[first - 1 :]
+        assert asked.cached_prefix_length == (first - 1) // 4 * 4
+        assert (outcome.tokens, outcome.finish_reason) == ([], FinishReason.LENGTH)
 
-    def test_what_cannot_be_reported_is_refused_and_touches_nobody(self, models: Any) -> None:
-        llm = models("llama")
-        params = SamplingParams(temperature=0, max_new_tokens=3, ignore_eos=True)
-        stream = llm.stream(GenerateRequest(token_ids=[3, 4, 5], sampling_params=params))
-        next(stream)
-        with pytest.raises(InvalidRequestError, match="enable_echo"):
-            llm.generate([GenerateRequest(token_ids=[1], logprobs=1, echo=True)])
+    def test_what_cannot_be_reported_is_refused(self) -> None:
         with pytest.raises(InvalidRequestError, match="from 0 to 20, got 21"):
-            llm.generate([GenerateRequest(token_ids=[1], logprobs=21)])
-        assert len(list(stream)) == 2
+            SamplingParams(logprobs=21)
 
 
 class TestTurnsOfSeveralPasses:
@@ -189,8 +190,8 @@ class TestTurnsOfSeveralPasses:
     )
     def test_several_passes_are_single_steps(self, models: Any, family: str, rope: str) -> None:
         def contexts() -> list[Any]:
-            params = {"temperature": 0.8}
-            return [request(prompt_of(n), 9, record=False, log_probabilities=20, params=params) for n in (19, 3, 8)]
+            params = {"temperature": 0.8, "logprobs": 20}
+            return [request(prompt_of(n), 9, record=False, params=params) for n in (19, 3, 8)]
 
         llm = models(family, rope)
         single, several = (
@@ -232,7 +233,7 @@ class TestBrokenWeights:
             broken = {**tensors, name: tensors[name].copy()}
             broken[name].reshape(broken[name].shape[0], -1)[3, 0] = value
             llm = LLM(write_model(tmp_path / str(number), family, tensors=broken))
-            (generation,) = llm.generate([GenerateRequest(token_ids=[2, 3, 4], sampling_params=SamplingParams())])
+            (generation,) = answers(llm, [GenerateRequest(token_ids=[2, 3, 4], sampling_params=SamplingParams())])
             assert isinstance(generation.error, NonFiniteLogitsError), name
             assert (generation.finish_reason, generation.token_ids) == (FinishReason.ERROR, ())
 
@@ -242,19 +243,19 @@ class TestBrokenWeights:
     ) -> None:
         monkeypatch.setenv("PUNA_VARIANT", variant)
         tensors = tiny_tensors(tiny_config("llama"))
-        healthy = LLM(write_model(tmp_path / "healthy", "llama", tensors=tensors), LoadOptions(max_batch_size=3))
+        healthy = LLM(write_model(tmp_path / "healthy", "llama", tensors=tensors), max_num_seqs=3)
         tensors["model.embed_tokens.weight"][7, 5] = np.nan
-        llm = LLM(write_model(tmp_path / "broken", "llama", tensors=tensors), LoadOptions(max_batch_size=3))
-        params = SamplingParams(temperature=0, max_new_tokens=6, ignore_eos=True)
+        llm = LLM(write_model(tmp_path / "broken", "llama", tensors=tensors), max_num_seqs=3)
+        params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
         prompts = ([11, 12, 13], [11, 7, 13], [20] * 30)
         asked = [GenerateRequest(token_ids=prompt, sampling_params=params) for prompt in prompts]
-        first, bad, last = llm.generate(asked)
+        first, bad, last = answers(llm, asked)
         assert isinstance(bad.error, NonFiniteLogitsError) and bad.token_ids == ()
-        assert [first, last] == [healthy.generate([item])[0] for item in (asked[0], asked[2])]
+        assert [first, last] == [answers(healthy, [item])[0] for item in (asked[0], asked[2])]
         # the pages of the failed request are used again
-        assert llm.generate(asked)[0] == first
+        assert answers(llm, asked)[0] == first
         with pytest.raises(NonFiniteLogitsError):
-            list(llm.stream(asked[1]))
+            list(growth(llm, asked[1]))
 
     @pytest.mark.parametrize("variant", VARIANTS)
     @pytest.mark.parametrize("encoding", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
@@ -269,5 +270,5 @@ class TestBrokenWeights:
             stored = blocks[name][0].copy()
             stored[5, place : place + 2] = np.array([np.nan], np.float16).view(np.uint8)
             path = write_gguf(tmp_path / f"{name}.gguf", config, tensors, blocks={**blocks, name: (stored, encoding)})
-            (generation,) = LLM(str(path)).generate([GenerateRequest(token_ids=[2, 3, 4])])
+            (generation,) = answers(LLM(str(path)), [GenerateRequest(token_ids=[2, 3, 4])])
             assert isinstance(generation.error, NonFiniteLogitsError), name

@@ -10,15 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.pipelines.request import SamplingParams
-from puna.pipelines.sampling import NonFiniteLogitsError, Sampler, SamplingRow, philox_4x32, uniform
+from puna.pipelines.sampling import NonFiniteLogitsError, Sampler, SamplingRow
+from puna.pipelines.sampling.edits import apply_edits
+from puna.pipelines.sampling.random_numbers import philox_4x32, uniforms
+from puna.pipelines.sampling_params import SamplingParams
 
 NONE = np.zeros(0, dtype=np.int64)
 
 
 def row(params: SamplingParams, tokens: list[int] | None = None, prompt_length: int = 1, **options: Any) -> SamplingRow:
     held = np.array([0] if tokens is None else tokens, dtype=np.int64)
-    return SamplingRow(params, held, prompt_length, options.pop("forbidden", NONE), **options)
+    return SamplingRow(params, held, prompt_length, options.pop("forbidden", NONE), seed=params.seed or 0, **options)
+
+
+def uniform(rows: list[SamplingRow]) -> npt.NDArray[np.float64]:
+    made = uniforms([r.seed for r in rows], [r.choice for r in rows], [r.position for r in rows])
+    return made[0]
 
 
 def sample(logits: npt.NDArray[np.float32], rows: list[SamplingRow]) -> list[int]:
@@ -116,7 +123,7 @@ def test_looking_at_few_candidates_first_changes_nothing(candidates: int, monkey
     choices = [{"top_p": 0.3}, {"top_p": 0.99}, {"top_k": 5}, {"top_k": 40, "top_p": 0.9}, {"min_p": 0.01}, {}]
     rows = [row(SamplingParams(seed=seed, temperature=1.5, **choices[seed % 6])) for seed in range(60)]  # type: ignore[arg-type]
     whole = sample(logits, rows)
-    monkeypatch.setattr("puna.pipelines.sampling._CANDIDATES", candidates)
+    monkeypatch.setattr("puna.pipelines.sampling.draw._CANDIDATES", candidates)
     assert sample(logits, rows) == whole
 
 
@@ -162,9 +169,9 @@ def test_narrowest_filters_leave_the_best_token(options: dict[str, float]) -> No
 
 def edited(logits: list[float], **options: Any) -> list[float]:
     """Logits after the row's edits, seen by a processor that runs on the next call."""
-    from puna.pipelines.sampling import _apply_row_edits
-
-    return _apply_row_edits(np.array([logits], dtype=np.float32), [row(**options)])[0].tolist()
+    line = np.array(logits, dtype=np.float32)
+    apply_edits(line, row(**options))
+    return [float(value) for value in line]
 
 
 def test_penalties_by_hand() -> None:

@@ -13,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from puna.errors import InvalidRequestError, StepFailedError
 from puna.pipelines.batch import FinishReason, GenerationDelta
-from puna.pipelines.request import RequestID, SamplingParams
+from puna.pipelines.request import RequestID
 from puna.pipelines.sampling import NonFiniteLogitsError
+from puna.pipelines.sampling_params import SamplingParams
 from puna.pipelines.scheduler import SchedulerLimits
 from support.fake_loop import Rig, context, prompts_of
 

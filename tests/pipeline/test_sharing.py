@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from puna.entrypoints.fair_lock import FairLock
-from puna.entrypoints.llm import LLM, LoadOptions
+from puna.entrypoints.llm import LLM
 from puna.errors import InvalidRequestError
 from puna.pipelines.batch import FinishReason
-from puna.pipelines.request import GenerateRequest, SamplingParams
+from puna.pipelines.request import GenerateRequest
+from puna.pipelines.sampling_params import SamplingParams
+from support.answers import answers, growth
 from support.tiny_model import write_tiny_model
 
 PROMPTS = ["Hello", "The quick brown fox", "Größe und Straße", "a b c d e f", "x", "Hello there " * 5]
@@ -30,26 +32,26 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def request(text: str, **params: Any) -> GenerateRequest:
-    defaults = {"temperature": 0.9, "seed": len(text), "max_new_tokens": 30, "ignore_eos": True}
+    defaults = {"temperature": 0.9, "seed": len(text), "max_tokens": 30, "ignore_eos": True}
     return GenerateRequest(text=text, sampling_params=SamplingParams(**(defaults | params)))
 
 
 @pytest.fixture(scope="module")
 def alone(path: str) -> dict[str, tuple[int, ...]]:
-    llm = LLM(path, LoadOptions(use_prefix_cache=False))
-    return {text: llm.generate([request(text)])[0].token_ids for text in PROMPTS}
+    llm = LLM(path, enable_prefix_caching=False)
+    return {text: answers(llm, [request(text)])[0].token_ids for text in PROMPTS}
 
 
 def streamed(llm: LLM, text: str) -> tuple[int, ...]:
-    return sum((delta.tokens for delta in llm.stream(request(text))), ())
+    return sum((delta.tokens for delta in growth(llm, request(text))), ())
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_threads_share_a_model(path: str, alone: dict[str, tuple[int, ...]], batch: int) -> None:
-    llm = LLM(path, LoadOptions(max_batch_size=batch, page_size=4))
+    llm = LLM(path, max_num_seqs=batch, block_size=4)
     with ThreadPoolExecutor(len(PROMPTS)) as threads:
         streams = [threads.submit(streamed, llm, text) for text in PROMPTS]
-        batches = [threads.submit(llm.generate, [request(text) for text in PROMPTS[:3]]) for _ in range(2)]
+        batches = [threads.submit(answers, llm, [request(text) for text in PROMPTS[:3]]) for _ in range(2)]
         assert [stream.result(60) for stream in streams] == [alone[text] for text in PROMPTS]
         for future in batches:
             assert [item.token_ids for item in future.result(60)] == [alone[text] for text in PROMPTS[:3]]
@@ -57,7 +59,7 @@ def test_threads_share_a_model(path: str, alone: dict[str, tuple[int, ...]], bat
 
 
 def test_models_side_by_side_share_the_threads(path: str, alone: dict[str, tuple[int, ...]]) -> None:
-    models = [LLM(path, LoadOptions(num_threads=count)) for count in (1, 2, 5)]
+    models = [LLM(path, threads=count) for count in (1, 2, 5)]
     before = threading.active_count(), _num_tasks()
     with ThreadPoolExecutor(len(models)) as threads:
         for _ in range(3):
@@ -72,8 +74,8 @@ def _num_tasks() -> int:
 
 
 def test_streams_that_stay_open_end_with_their_own_tokens(path: str, alone: dict[str, tuple[int, ...]]) -> None:
-    llm = LLM(path, LoadOptions(max_batch_size=2))
-    streams = {text: llm.stream(request(text)) for text in PROMPTS}
+    llm = LLM(path, max_num_seqs=2)
+    streams = {text: growth(llm, request(text)) for text in PROMPTS}
     found: dict[str, tuple[int, ...]] = dict.fromkeys(PROMPTS, ())
     while streams:
         for text, stream in list(streams.items()):
@@ -86,13 +88,13 @@ def test_streams_that_stay_open_end_with_their_own_tokens(path: str, alone: dict
 
 
 def test_a_stop_string_and_a_dropped_stream_leave_the_others(path: str, alone: dict[str, tuple[int, ...]]) -> None:
-    llm = LLM(path, LoadOptions(max_batch_size=3))
-    (whole,) = llm.generate([request(PROMPTS[1])])
+    llm = LLM(path, max_num_seqs=3)
+    (whole,) = answers(llm, [request(PROMPTS[1])])
     stop = whole.text[4:6]
-    stopping, dropped = llm.stream(request(PROMPTS[1], stop=(stop,))), llm.stream(request(PROMPTS[2]))
+    stopping, dropped = growth(llm, request(PROMPTS[1], stop=(stop,))), growth(llm, request(PROMPTS[2]))
     next(dropped)
     first = next(stopping)
-    (other,) = llm.generate([request(PROMPTS[0])])
+    (other,) = answers(llm, [request(PROMPTS[0])])
     dropped.close()
     text = first.text + "".join(delta.text for delta in stopping)
     assert text == whole.text[: whole.text.index(stop)]
@@ -101,28 +103,28 @@ def test_a_stop_string_and_a_dropped_stream_leave_the_others(path: str, alone: d
 
 
 def test_a_request_that_is_refused_takes_no_other_along(path: str, alone: dict[str, tuple[int, ...]]) -> None:
-    llm = LLM(path, LoadOptions(max_batch_size=2))
-    stream = llm.stream(request(PROMPTS[0]))
+    llm = LLM(path, max_num_seqs=2)
+    stream = growth(llm, request(PROMPTS[0]))
     tokens = next(stream).tokens
     with pytest.raises(InvalidRequestError, match="tokens"):
-        llm.generate([request(PROMPTS[1]), request("x " * 400)])
+        answers(llm, [request(PROMPTS[1]), request("x " * 400)])
     with pytest.raises(InvalidRequestError, match="is taken"):
         twice = request(PROMPTS[1])
-        llm.generate([twice, twice])
+        answers(llm, [twice, twice])
     assert tokens + sum((delta.tokens for delta in stream), ()) == alone[PROMPTS[0]]
     assert not llm.pipeline.has_work
 
 
 def test_end_tokens_outside_the_vocabulary_are_harmless(path: str) -> None:
     llm = LLM(path)
-    asked = request("Hello", stop_token_ids=(10**30, 5_000), min_new_tokens=3, ignore_eos=False)
-    (generation,) = llm.generate([asked])
+    asked = request("Hello", stop_token_ids=(10**30, 5_000), min_tokens=3, ignore_eos=False)
+    (generation,) = answers(llm, [asked])
     assert generation.error is None and generation.finish_reason is FinishReason.LENGTH
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_is_told_and_the_parent_goes_on(path: str, alone: dict[str, tuple[int, ...]]) -> None:
-    llm = LLM(path, LoadOptions(num_threads=2))
+    llm = LLM(path, threads=2)
     assert streamed(llm, PROMPTS[0]) == alone[PROMPTS[0]]
     here, there = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=_generate_in_child, args=(llm, there))
@@ -136,7 +138,7 @@ def test_a_forked_child_is_told_and_the_parent_goes_on(path: str, alone: dict[st
 
 
 def _generate_in_child(llm: LLM, answer: Connection) -> None:
-    (generation,) = llm.generate([request(PROMPTS[0])])
+    (generation,) = answers(llm, [request(PROMPTS[0])])
     answer.send((type(generation.error).__name__, str(generation.error)))
     answer.close()
     os._exit(0)

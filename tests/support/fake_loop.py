@@ -12,8 +12,9 @@ from puna.nn.rotary_embedding import RotaryEmbedding
 from puna.pipelines.batch import GenerationDelta
 from puna.pipelines.context import TextContext, TokenBuffer
 from puna.pipelines.kv_cache import BlockStore, PagedKVCacheManager
-from puna.pipelines.request import RequestID, SamplingParams
+from puna.pipelines.request import RequestID
 from puna.pipelines.sampling import Sampler
+from puna.pipelines.sampling_params import SamplingParams
 from puna.pipelines.scheduler import Scheduler, SchedulerLimits
 from puna.pipelines.text_generation import TextGenerationPipeline
 from support.fake_model import FakeModel, fake_params

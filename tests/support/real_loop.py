@@ -12,8 +12,9 @@ from puna.entrypoints.llm import LLM
 from puna.pipelines.batch import FinishReason
 from puna.pipelines.context import LogProbabilities, TextContext, TokenBuffer
 from puna.pipelines.kv_cache import CacheKey, PagedKVCacheManager
-from puna.pipelines.request import RequestID, SamplingParams
+from puna.pipelines.request import RequestID
 from puna.pipelines.sampling import Sampler
+from puna.pipelines.sampling_params import SamplingParams
 from puna.pipelines.scheduler import Scheduler, SchedulerLimits
 from puna.pipelines.text_generation import TextGenerationPipeline
 
@@ -46,12 +47,10 @@ class RealLoop:
     shuffle: int | None = None
 
     def __post_init__(self) -> None:
-        model: Any = self.llm._model
+        model: Any = self.llm.model
         self.kv = PagedKVCacheManager(model.kv_params, self.num_blocks)
         self.scheduler = Scheduler([self.kv], self.limits, model.rope if model.rope.depends_on_length else None)
-        self.pipeline = TextGenerationPipeline(
-            model, self.scheduler, Sampler(), has_all_logits=model.return_logits == "all"
-        )
+        self.pipeline = TextGenerationPipeline(model, self.scheduler, Sampler())
         if self.shuffle is not None:
             pages = [RequestID(f"page {index}") for index in range(self.num_blocks)]
             for page in pages:

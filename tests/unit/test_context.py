@@ -19,7 +19,7 @@ from puna.pipelines.context import (
     TextGenerationInputs,
     TokenBuffer,
 )
-from puna.pipelines.request import SamplingParams
+from puna.pipelines.sampling_params import SamplingParams
 
 
 def buffer(*tokens: int) -> TokenBuffer:
@@ -161,8 +161,6 @@ class TestTextContext:
             context(1, 2, 3, max_length=2)
         with pytest.raises(InvalidRequestError, match="token 11"):
             context(1, 11, vocab_size=10)
-        with pytest.raises(InvalidRequestError):
-            context(1, log_probabilities=-1)
 
     def test_output_is_given_out_once(self) -> None:
         made = context(1, cached_prefix_length=3)
@@ -199,7 +197,7 @@ class TestTextContext:
 
     def test_end_tokens_are_masked_until_enough_was_generated(self) -> None:
         tracker = EOSTracker(frozenset({5, 3}))
-        made = context(1, eos_tracker=tracker, sampling_params=SamplingParams(min_new_tokens=2))
+        made = context(1, eos_tracker=tracker, sampling_params=SamplingParams(min_tokens=2))
         assert [mask.tolist() for mask in made.get_min_token_logit_mask(3)] == [[3, 5], [3, 5], []]
         made.update(8)
         made.reset()
@@ -210,7 +208,8 @@ class TestTextContext:
 
 
 def test_a_turn_flattens_replica_by_replica() -> None:
-    first, second = context(1, log_probabilities=2), context(2, log_probabilities_echo=True)
+    first = context(1, sampling_params=SamplingParams(logprobs=2))
+    second = context(2, sampling_params=SamplingParams(prompt_logprobs=0))
     second.update(3)
     turn = TextGenerationInputs(batches=[[first], [second]], num_steps=2)
     assert turn.flat_batch == [first, second]

@@ -12,7 +12,7 @@ from puna.driver import Buffer
 from puna.dtype import DType
 from puna.engine.step_check import check_logit_rows
 from puna.engine.trace import MachineLimits, Trace
-from puna.errors import DTypeError
+from puna.errors import DTypeError, WeightsError
 from puna.graph import LOGIT_ROWS, Dim, Graph, TensorType
 from puna.graph.type import bind, resolve
 
@@ -29,6 +29,9 @@ class Executor(Protocol):
 
     def run(self, inputs: Mapping[str, Array], outputs: list[Array]) -> None:
         """Fill the outputs, which have the right shapes and types."""
+
+    def derive(self, graph: Graph) -> Executor:
+        """The executor of another graph over the same weights, or some of them."""
 
 
 class TracingExecutor(Executor, Protocol):
@@ -122,6 +125,21 @@ class Model:
 
     __call__ = execute
 
+    def derive(self, graph: Graph) -> Model:
+        """Another graph over this model's weights, or some of them: nothing is packed anew. It cannot be traced.
+
+        Args:
+            graph: What to compute; its weights are weights of this model's graph, as they are declared there.
+
+        Raises:
+            WeightsError: it declares a weight that this model does not have.
+        """
+        missing = sorted(graph.weights.keys() - self._graph.weights.keys())
+        if missing:
+            raise WeightsError(f"the loaded model lacks {', '.join(missing)}", tensor=missing[0])
+        executor = self._executor.derive(graph)
+        return Model(graph, executor, report=self.report, tracer=None, limits=self._limits)
+
     @property
     def is_tracing(self) -> bool:
         """Whether steps note what their instructions cost; setting it takes effect with the next step.
@@ -134,7 +152,7 @@ class Model:
     @is_tracing.setter
     def is_tracing(self, is_on: bool) -> None:
         if self._tracer is None:
-            raise ValueError("the reference executor cannot be traced: it has no instructions")
+            raise ValueError("this model cannot be traced: the reference executor has no instructions")
         self._tracer.set_tracing(is_on)
         self._is_tracing = is_on
 

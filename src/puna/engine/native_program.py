@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -217,6 +218,7 @@ class NativeExecutor:
         variant: Which kernels.
         threads: How many threads work on a step.
         fuse: Whether neighbours become one instruction.
+        packed: The weights as another executor has packed them.
     """
 
     def __init__(
@@ -229,10 +231,14 @@ class NativeExecutor:
         variant: str,
         threads: int,
         fuse: bool = True,
+        packed: PackedWeights | None = None,
     ) -> None:
         begin = time.perf_counter()
-        self._packed = pack_weights(native, weights, precision, threads)
-        packed = time.perf_counter()
+        self._packed = pack_weights(native, weights, precision, threads) if packed is None else packed
+        self._derive = partial(
+            NativeExecutor, native, weights=weights, precision=precision, variant=variant, threads=threads, fuse=fuse
+        )
+        packed_at = time.perf_counter()
         lowered = lower(graph, self._packed.partner, fuse=fuse)
         plan = plan_memory(lowered)
         self.program = native.Program(variant)
@@ -250,9 +256,13 @@ class NativeExecutor:
             request_bytes=row_bytes["B"],
             logit_row_bytes=row_bytes["R"],
             num_instructions=len(self._labels),
-            pack_s=packed - begin,
-            lower_s=time.perf_counter() - packed,
+            pack_s=packed_at - begin,
+            lower_s=time.perf_counter() - packed_at,
         )
+
+    def derive(self, graph: Graph) -> NativeExecutor:
+        """The executor of another graph over the same packed weights, or some of them."""
+        return self._derive(graph, packed=self._packed)
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[Array]) -> None:
         """Compute all outputs in one native call. `kv_blocks` is written in place.

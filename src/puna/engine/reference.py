@@ -60,6 +60,10 @@ class ReferenceExecutor:
         tables = [node.op.weight.shape[0] for node in graph.nodes if isinstance(node.op, Embedding)]
         self._vocab_size = min(tables, default=None)
 
+    def derive(self, graph: Graph) -> ReferenceExecutor:
+        """The executor of another graph over the same weights, or some of them."""
+        return ReferenceExecutor(graph, self._context.weights, is_exact=self._context.is_exact)
+
     def run(self, inputs: Mapping[str, np.ndarray[Any, Any]], outputs: list[np.ndarray[Any, Any]]) -> None:
         """Compute all outputs. `kv_blocks` is written in place.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -52,6 +53,27 @@ def progress(quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, emoji=False, quiet=quiet or not sys.stderr.isatty())
+
+
+@contextmanager
+def progress_bar(label: str, total: int, wanted: bool | None = None) -> Iterator[Callable[[], None]]:
+    """A bar on standard error and the function that moves it on by one.
+
+    Args:
+        label: What is being done.
+        total: How often it will move.
+        wanted: Whether it is shown; None: if standard error is a terminal and `total` is more than 1.
+    """
+    if not (wanted if wanted is not None else sys.stderr.isatty() and total > 1):
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda: bar.advance(task)
 
 
 def bytes_text(count: float) -> str:

@@ -1,343 +1,530 @@
-"""`LLM`: a model, its tokenizer and the loop, wired together for one process.
-
-This is where the layers meet: names become files, files become weights, weights a program; text becomes tokens, and
-tokens text again. Nothing below this module knows of text, nothing above it of tokens.
-"""
+"""`LLM`: a loaded model for one process. See docs/python.md."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
 import numpy as np
+import numpy.typing as npt
 
-from puna.driver import CPU
-from puna.engine import InferenceSession
-from puna.entrypoints.answer import Answer, Generation, TextDelta
-from puna.entrypoints.fair_lock import FairLock
-from puna.errors import InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
-from puna.graph.weights import GGUFWeights
-from puna.models import DEFAULT_MODEL, find_model
-from puna.nn.transformer import ReturnLogits
-from puna.pipelines.architectures import register_all_models
-from puna.pipelines.context import EOSTracker, TextContext, TokenBuffer
-from puna.pipelines.kv_cache import PagedKVCacheManager, machine_memory, plan_num_blocks
-from puna.pipelines.lib import (
-    PIPELINE_REGISTRY,
-    KVCacheConfig,
-    MAXModelConfig,
-    PipelineConfig,
-    PipelineRuntimeConfig,
-)
-from puna.pipelines.request import GenerateRequest, RequestID, SamplingParamsInput
-from puna.pipelines.sampling import Sampler
-from puna.pipelines.scheduler import Scheduler, SchedulerLimits
+from puna.entrypoints.answer import Answer
+from puna.entrypoints.beam_search import search
+from puna.entrypoints.loading import EngineOptions, GenerationConfig, Precision, kernel_variant, load_model
+from puna.entrypoints.loop_driver import LoopDriver
+from puna.entrypoints.outputs import BeamSearchOutput, ChoiceScore, RequestOutput
+from puna.entrypoints.preparation import Message, Preparation, Prompt, Rendered, as_requests, spread
+from puna.errors import InvalidRequestError
+from puna.models import DEFAULT_MODEL
+from puna.pipelines.prompt_reading import HiddenStateReader, LogitReader, LogprobReader, Pooling, PoolingReader
+from puna.pipelines.request import GenerateRequest
+from puna.pipelines.sampling_params import BeamSearchParams, SamplingParams, SamplingParamsInput
 from puna.pipelines.text_generation import TextGenerationPipeline
-from puna.tokenization import Tokenizer, load_tokenizer_async
+from puna.tokenization import Tokenizer
 
-__all__ = ["LLM", "Generation", "LoadOptions", "Precision", "TextDelta", "kernel_variant"]
+__all__ = ["LLM", "kernel_variant"]
 
-Precision = Literal["auto", "float32"]
-
-_STEP_TOKENS: Final = 512  # large enough for matrix products, small enough to be interrupted soon
-_MARGIN: Final = 0.95  # of the available memory that weights may take
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
-    """How a model is loaded.
-
-    Attributes:
-        dtype: `auto`: products take activations of 8 bits where the weights' format has integer kernels; `float32`:
-            every product takes float32 activations.
-        kv_cache_dtype: Element type of cached keys and values: `float32`, `float16`, `bfloat16`, or `auto` (float16).
-        max_length: Most tokens of a request; None: what the model and the memory allow.
-        num_threads: Threads that work on a step; None: as many as this process may use.
-        max_batch_size: Requests in a step.
-        page_size: Tokens of a page of the KV cache.
-        chat_template: A file with a template that replaces the model's own.
-        revision: Branch, tag or commit, for models on the hub.
-        use_prefix_cache: Whether requests with equal beginnings share pages.
-        max_step_tokens: Tokens in a step, over all requests; a longer prompt is read in several steps.
-        max_num_steps: Forward passes between two decisions of the scheduler.
-        enable_echo: Whether requests may ask for log-probabilities of their prompts; every step then makes the logits
-            of all its tokens, and such prompts are read in one step.
-    """
-
-    dtype: Precision = "auto"
-    kv_cache_dtype: str = "auto"
-    max_length: int | None = None
-    num_threads: int | None = None
-    max_batch_size: int = 1
-    page_size: int = 128
-    chat_template: Path | None = None
-    revision: str | None = None
-    use_prefix_cache: bool = True
-    max_step_tokens: int = _STEP_TOKENS
-    max_num_steps: int = 1
-    enable_echo: bool = False
+_T = TypeVar("_T")
 
 
 class LLM:
     """A loaded model that answers requests.
 
-    Several threads may use it at once; their requests share its steps.
+    Several threads may use it at once; their requests share its steps. A request's result does not depend on what
+    runs beside it.
 
     Args:
         model: A `.gguf` file, a directory, a name on the hub, or `smollm2`.
-        options: How it is loaded.
+        dtype: `auto`: products take activations of 8 bits where the weights' format has integer kernels; `float32`:
+            every product takes float32 activations.
+        kv_cache_dtype: Element type of cached keys and values: `float32`, `float16`, `bfloat16`, or `auto` (float16).
+        max_model_len: Most tokens of a request, prompt and output; None: what the model and the memory allow.
+        max_num_seqs: Sequences in a step, from 1.
+        max_num_batched_tokens: Tokens in a step, over all sequences; a longer prompt is read in several steps.
+        max_num_steps: Forward passes between two decisions of the scheduler.
+        kv_cache_memory: Bytes of the KV cache; None: what `max_num_seqs` sequences of `max_model_len` tokens fill, or
+            most of the memory that is left.
+        block_size: Tokens of a page of the KV cache.
+        enable_prefix_caching: Whether requests with equal beginnings share pages.
+        threads: Threads that work on a step; None: as many as this process may use.
+        seed: What the seeds of requests without one are drawn from; None: from the system.
+        generation_config: `auto`: requests without sampling values take those of the checkpoint's
+            generation_config.json; `none`: they take those of `SamplingParams`.
+        chat_template: A file with a template that replaces the model's own.
+        revision: Branch, tag or commit, for models on the hub.
 
     Attributes:
-        tokenizer: Text to tokens and back.
-        sampling_defaults: What the checkpoint states about sampling; empty: nothing.
-        max_length: Most tokens of a request, prompt and output together.
+        name: What the model was asked for by.
+        max_model_len: Most tokens of a request, prompt and output together.
+        default_sampling_params: What requests without sampling values take.
         notices: What a person should know about how it was loaded.
         load_seconds: How long loading took.
+
+    Raises:
+        ModelNotFoundError: there is no such model.
+        UnsupportedModelError: it is of a kind that is not run.
+        WeightsError: its files are damaged.
+        InsufficientMemoryError: it does not fit.
+        InvalidRequestError: an option is outside its range.
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, options: LoadOptions | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        dtype: Precision = "auto",
+        kv_cache_dtype: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 32,
+        max_num_batched_tokens: int = 512,
+        max_num_steps: int = 1,
+        kv_cache_memory: int | None = None,
+        block_size: int = 128,
+        enable_prefix_caching: bool = True,
+        threads: int | None = None,
+        seed: int | None = None,
+        generation_config: GenerationConfig = "auto",
+        chat_template: str | Path | None = None,
+        revision: str | None = None,
+    ) -> None:
         begin = time.perf_counter()
-        self.options = options = options or LoadOptions()
-        self._turn = FairLock()  # whoever has it may use the loop
-        self._answers: dict[RequestID, Answer] = {}
-        self.name = model
-        register_all_models()
-        config = _model_config(model, options)
-        tokenizer = _start_tokenizer(config)
-        pipeline_config = PipelineConfig(
-            model=config,
-            runtime=PipelineRuntimeConfig(
-                max_batch_size=options.max_batch_size,
-                max_batch_input_tokens=options.max_step_tokens,
-                max_num_steps=options.max_num_steps,
-            ),
+        options = EngineOptions(
+            dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_steps=max_num_steps,
+            kv_cache_memory=kv_cache_memory,
+            block_size=block_size,
+            enable_prefix_caching=enable_prefix_caching,
+            threads=threads,
+            seed=seed,
+            generation_config=generation_config,
+            chat_template=chat_template,
+            revision=revision,
         )
-        self.sampling_defaults: SamplingParamsInput = config.sampling_params_defaults
-        self._model, self._pipeline, cache_tokens = _load_pipeline(pipeline_config, options)
-        max_seq_len = self._model.max_seq_len
-        self.max_length = min(max_seq_len, cache_tokens)
-        self.notices: tuple[str, ...] = ()
-        if self.max_length < max_seq_len:
-            self.notices = (f"memory holds a context of {self.max_length} tokens, the model would take {max_seq_len}",)
-        self.tokenizer: Tokenizer = tokenizer.result()
+        self._loaded = load_model(str(model), options)
+        self._preparation = Preparation(self._loaded, seed)
+        self._driver = LoopDriver(self._loaded.pipeline)
+        self.name = str(model)
+        self.max_model_len = self._loaded.max_model_len
+        self.default_sampling_params = SamplingParams.from_input(None, self._loaded.sampling_defaults)
+        self.notices = self._loaded.notices
         self.load_seconds = time.perf_counter() - begin
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all requests and gives the memory back. Harmless when it was done before."""
+        self._driver.close()
+        self.__dict__.pop("_loaded", None)
+        self.__dict__.pop("_preparation", None)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            UnsupportedModelError: it has none, or one of a kind that is not implemented; token ids still work.
+        """
+        return self._open.tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be given and got; else there are only token ids."""
+        return self._open.has_tokenizer
+
+    @property
+    def sampling_defaults(self) -> SamplingParamsInput:
+        """What the checkpoint states about sampling; empty: nothing, or it was switched off."""
+        return self._loaded.sampling_defaults
 
     @property
     def model(self) -> Any:
         """The loaded pipeline model."""
-        return self._model
+        return self._loaded.model
 
     @property
     def pipeline(self) -> TextGenerationPipeline:
         """The loop, for benchmarks: they take its steps themselves, and answer no requests meanwhile."""
-        return self._pipeline
+        return self._loaded.pipeline
 
-    def encode(self, request: GenerateRequest) -> list[int]:
-        """The prompt's tokens.
+    @overload
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: Literal[False] = False,
+        progress: bool | None = None,
+    ) -> list[RequestOutput]: ...
 
-        Raises:
-            UnsupportedModelError: Messages were given and the model has no chat template.
-            InvalidRequestError: The prompt is empty, or holds what is no text or no token.
-        """
-        if request.token_ids is not None:
-            ids = [int(token) for token in request.token_ids]
-        elif request.messages is not None:
-            template = self.tokenizer.chat_template
-            if template is None:
-                raise UnsupportedModelError(
-                    "chat template", None, file=self.name, supported="a plain prompt, or a template of your own"
-                )
-            text = template.render(request.messages, variables=request.chat_template_kwargs)
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
-        else:
-            ids = self.tokenizer.encode(request.text or "")
-        if not ids:
-            raise InvalidRequestError("is empty, and this model has no token that begins a text", param="prompt")
-        return ids
+    @overload
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[RequestOutput]: ...
 
-    def stream(self, request: GenerateRequest, prompt_ids: Sequence[int] | None = None) -> Iterator[TextDelta]:
-        """Answers one request; text comes as it is made. An iterator that is dropped ends the request.
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: bool = False,
+        progress: bool | None = None,
+    ) -> list[RequestOutput] | Iterator[RequestOutput]:
+        """Continues prompts.
+
+        A request that fails while it runs does not touch the others: its output has the `error`.
 
         Args:
-            request: The prompt and how to answer it.
-            prompt_ids: The prompt's tokens, when `encode` made them already.
+            prompts: One or many; each is text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`.
+            sampling_params: For all prompts, or one each; None: `default_sampling_params`.
+            stream: Give the outputs while they grow; an iterator that is dropped ends its requests.
+            progress: Show a bar; None: if standard error is a terminal and there are several prompts.
+
+        Returns:
+            One output per prompt, in their order; or an iterator over outputs as they grow, each finished one last.
 
         Raises:
-            InvalidRequestError: The prompt does not fit.
-            PunaError: The request failed while it ran.
+            InvalidRequestError: a prompt does not fit or is of no known form; nothing was answered.
         """
-        answer = self._begin(request, prompt_ids)
-        try:
-            while answer.deltas or not answer.is_finished:
-                self._advance(answer)
-                while answer.deltas:
-                    delta = answer.deltas.popleft()
-                    if delta.error is not None:
-                        raise delta.error
-                    yield delta
-        finally:
-            self._end([answer])
+        requests = as_requests(prompts, self._params(sampling_params))
+        return self.stream_requests(requests) if stream else self.answer_requests(requests, progress)
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
-        """Answers several requests together, in the order in which they were given.
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: Literal[False] = False,
+        progress: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]: ...
 
-        A request that fails while it runs does not touch the others: its generation has the `error`.
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: Literal[True],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Iterator[RequestOutput]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stream: bool = False,
+        progress: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput] | Iterator[RequestOutput]:
+        """Answers conversations.
+
+        Args:
+            messages: One conversation, or many: messages with `role` and `content`.
+            sampling_params: As of `generate`.
+            stream: As of `generate`.
+            progress: As of `generate`.
+            tools: Descriptions of tools, for templates that take them.
+            add_generation_prompt: End the prompt with the opening of the assistant's turn.
+            chat_template_kwargs: Further variables of the template.
+
+        Returns:
+            As `generate`.
 
         Raises:
-            InvalidRequestError: A prompt does not fit; nothing was answered.
+            UnsupportedModelError: the model has no chat template.
+            InvalidRequestError: the template refuses the messages, or a prompt does not fit.
         """
-        answers: list[Answer] = []
-        try:
-            for request in requests:
-                answers.append(self._begin(request, None))
-            for answer in answers:
-                while not answer.is_finished:
-                    answer.deltas.clear()  # nobody reads them one by one
-                    self._advance(answer)
-        finally:
-            self._end(answers)
-        return [answer.whole() for answer in answers]
+        is_one = not messages or isinstance(messages[0], Mapping)
+        conversations = cast(Sequence[Sequence[Message]], [messages] if is_one else messages)
+        options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "variables": chat_template_kwargs}
+        if tools is not None:
+            options["tools"] = tools
+        params = spread(self._params(sampling_params), len(conversations))
+        requests = [
+            GenerateRequest(messages=conversation, sampling_params=values, chat_template_kwargs=options)
+            for conversation, values in zip(conversations, params, strict=True)
+        ]
+        return self.stream_requests(requests) if stream else self.answer_requests(requests, progress)
 
-    def _begin(self, request: GenerateRequest, prompt_ids: Sequence[int] | None) -> Answer:
-        ids = list(prompt_ids) if prompt_ids is not None else self.encode(request)
-        if request.model_name not in (None, self.name):
-            raise InvalidRequestError(f"{request.model_name!r} is not loaded; there is: {self.name}", param="model")
-        params = request.sampling_params
-        if len(ids) >= self.max_length:
-            raise InvalidRequestError(
-                f"it has {len(ids)} tokens, {len(ids) - self.max_length + 1} more than the context of "
-                f"{self.max_length} tokens leaves room for",
-                param="prompt",
+    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
+        """Searches for the likeliest continuations of prompts.
+
+        Args:
+            prompts: As of `generate`.
+            params: How far and how wide.
+
+        Raises:
+            InvalidRequestError: a prompt does not fit or is of no known form.
+        """
+        requests = as_requests(prompts, SamplingParams(temperature=0))
+        preparation = self._open
+        ends = frozenset(preparation.tokenizer.eos_token_ids) if preparation.has_tokenizer else frozenset()
+        found = []
+        for request in requests:
+            ids = preparation.encode(request)[1]
+            found.append(
+                search(
+                    lambda steps: self.answer_requests(steps, progress=False),
+                    ids,
+                    params,
+                    ends=ends,
+                    vocab_size=preparation.vocab_size,
+                    room=self.max_model_len - len(ids),
+                    detokenize=self.detokenize if preparation.has_tokenizer else lambda _ids: "",
+                )
             )
-        # Rows beyond the tokenizer are padding; tokens beyond the rows cannot be read.
-        vocab_size = min(self.tokenizer.vocab_size, self._model.config.vocab_size)
-        room = self.max_length - len(ids)
-        ends = frozenset(self.tokenizer.eos_token_ids) | frozenset(params.stop_token_ids or ())
-        context = TextContext(
-            tokens=TokenBuffer(np.array(ids, dtype=np.int64)),
-            max_length=len(ids) + min(room, params.max_new_tokens or room),
-            request_id=request.request_id,
-            eos_tracker=EOSTracker(ends, eos_stop_strings=params.stop or ()),
-            sampling_params=params,
-            model_name=request.model_name,
-            log_probabilities=request.logprobs,
-            log_probabilities_echo=request.echo,
-            vocab_size=vocab_size,
-        )
-        # An answer is a text of its own; a continuation goes on where the prompt ends.
-        answer = Answer(context, self.tokenizer, [] if request.messages is not None else ids)
-        with self._turn:
-            self._pipeline.add(context)
-            self._answers[context.request_id] = answer
-        return answer
+        return found
 
-    def _advance(self, answer: Answer) -> None:
-        """Makes a step for all requests, unless another thread's step brought something for this one already."""
-        with self._turn:
-            if answer.deltas or answer.is_finished:
-                return
-            for delta in self._pipeline.step():
-                # A stop string ends its request, as a message from here back to the loop.
-                if self._answers[delta.request_id].take(delta):
-                    self._pipeline.abort(delta.request_id)
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        layer: int = -1,
+    ) -> npt.NDArray[np.float32]:
+        """One vector per prompt, float32 `[n, H]`.
 
-    def _end(self, answers: Sequence[Answer]) -> None:
-        with self._turn:
+        Args:
+            prompts: As of `generate`.
+            pooling: `mean` over its tokens, its `last` token, or `cls`: its first.
+            normalize: Scale each vector to length 1.
+            layer: Whose outputs, as in `encode`.
+
+        Raises:
+            InvalidRequestError: there is no such pooling or layer, or a prompt does not fit.
+        """
+        place = self._layer(layer)
+        readers = self._read_prompts(prompts, lambda: PoolingReader(pooling, place))
+        return np.stack([reader.vector(normalize) for reader in readers])
+
+    def encode(
+        self, prompts: Prompt | Sequence[Prompt], *, layers: Sequence[int] = (-1,)
+    ) -> list[dict[int, npt.NDArray[np.float32]]]:
+        """The hidden states of prompts.
+
+        Args:
+            prompts: As of `generate`.
+            layers: Which ones: 1 to the number of layers stand for what goes out of each; the last one's is taken
+                behind the final norm. Negative numbers count from the end.
+
+        Returns:
+            For each prompt layer -> float32 `[T, H]`, by the numbers that were given.
+
+        Raises:
+            InvalidRequestError: there is no such layer, or a prompt does not fit.
+        """
+        places = {layer: self._layer(layer) for layer in layers}
+        readers = self._read_prompts(prompts, lambda: HiddenStateReader(sorted(set(places.values()))))
+        return [
+            {layer: np.concatenate(reader.chunks[place]) for layer, place in places.items()} for reader in readers
+        ]
+
+    def logits(self, token_ids: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """The model's logits at every position, float32 `[T, V]` for each prompt.
+
+        Args:
+            token_ids: Prompts as token ids.
+
+        Raises:
+            InvalidRequestError: a prompt is empty or does not fit, or a token is outside the vocabulary.
+        """
+        readers = [LogitReader() for _ in token_ids]
+        self._read([self._open.reading(ids, reader) for ids, reader in zip(token_ids, readers, strict=True)])
+        return [np.concatenate(reader.chunks) for reader in readers]
+
+    def score(self, prompt: Prompt, choices: Sequence[Prompt]) -> list[ChoiceScore]:
+        """How likely continuations of a prompt are. What they share is computed once.
+
+        Args:
+            prompt: Text or token ids.
+            choices: Continuations; texts are tokenized by themselves, without special tokens.
+
+        Raises:
+            InvalidRequestError: there is no choice, one is empty, or prompt and choice do not fit together.
+        """
+        greedy = SamplingParams(temperature=0)
+        (request,) = as_requests(prompt, greedy)
+        begin = self._open.encode(request)[1]
+        texts: list[str | None] = []
+        endings: list[tuple[int, ...]] = []
+        for choice in as_requests(list(choices), greedy):
+            texts.append(choice.text)
+            ids = choice.token_ids if choice.text is None else self.tokenize(choice.text, add_special_tokens=False)
+            endings.append(tuple(int(token) for token in ids or ()))
+        if not endings or not all(endings):
+            raise InvalidRequestError("must be texts of at least one token", param="choices")
+        scored = self._score_endings(begin, endings)
+        return [
+            ChoiceScore(
+                text=text,
+                token_ids=ids,
+                token_logprobs=tuple(record.token_log_probabilities[0] for record in reader.records),
+                is_greedy=all(r.ranks[0][token] == 1 for r, token in zip(reader.records, ids, strict=True)),
+            )
+            for text, ids, reader in zip(texts, endings, scored, strict=True)
+        ]
+
+    def perplexity(self, text: Prompt, *, window: int | None = None, stride: int | None = None) -> float:
+        """`exp` of the mean negative log-probability per token of a text.
+
+        A text that is longer than the window is read in windows; each token after the first window is scored once,
+        with at least `window - stride` tokens before it.
+
+        Args:
+            text: Text or token ids, at least two tokens.
+            window: Tokens of a window; None: `max_model_len`.
+            stride: Tokens that a window goes on by; None: half a window.
+
+        Raises:
+            InvalidRequestError: the text has fewer than two tokens, or a number is out of range.
+        """
+        (request,) = as_requests(text, SamplingParams(temperature=0))
+        ids = self._open.encode(request)[1]
+        width = self.max_model_len if window is None else window
+        step = max(1, width // 2) if stride is None else stride
+        if not 2 <= width <= self.max_model_len:
+            raise InvalidRequestError(f"must be from 2 to {self.max_model_len}, got {width}", param="window")
+        if not 1 <= step < width:
+            raise InvalidRequestError(f"must be from 1 to {width - 1}, got {step}", param="stride")
+        if len(ids) < 2:
+            raise InvalidRequestError(f"must have at least 2 tokens, it has {len(ids)}", param="text")
+        readers: list[LogprobReader] = []
+        contexts = []
+        scored = 1  # the first token has nothing before it
+        while scored < len(ids):
+            begin = 0 if scored == 1 else max(0, min(scored + step, len(ids)) - width)
+            part = ids[begin : begin + width]
+            reader = self._logprob_reader(part, scored - begin)
+            readers.append(reader)
+            contexts.append(self._open.reading(part, reader))
+            scored = begin + len(part)
+        self._read(contexts)
+        values = [record.token_log_probabilities[0] for reader in readers for record in reader.records]
+        return float(np.exp(-np.mean(values)))
+
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; `add_special_tokens`: with those that the model's tokenizer puts around a prompt."""
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; `skip_special_tokens`: without control tokens."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def render(self, messages: Sequence[Message], **options: Any) -> Rendered:
+        """What a conversation looks like to the model: text and token ids.
+
+        Args:
+            messages: Messages with `role` and `content`.
+            options: `tools`, `documents`, `add_generation_prompt`, `variables` (further ones of the template).
+
+        Raises:
+            UnsupportedModelError: the model has no chat template.
+            InvalidRequestError: the template refuses the messages.
+        """
+        return self._open.render(messages, **options)
+
+    def answer_requests(
+        self, requests: Sequence[GenerateRequest], progress: bool | None = None
+    ) -> list[RequestOutput]:
+        """Answers requests together; `generate` and `chat` in another form. Arguments and errors are theirs."""
+        from puna.entrypoints.console import progress_bar
+
+        answers = self._answers(requests)
+        with self._driver.running(answers), progress_bar("generating", len(answers), progress) as tell:
             for answer in answers:
-                self._pipeline.abort(answer.context.request_id)
-                del self._answers[answer.context.request_id]
+                self._driver.finish(answer)
+                tell()
+            return [answer.output() for answer in answers]
 
+    def stream_requests(self, requests: Sequence[GenerateRequest]) -> Iterator[RequestOutput]:
+        """Answers requests together and gives outputs as they grow. Errors come before the first of them."""
+        answers = self._answers(requests)
 
-def _model_config(model: str, options: LoadOptions) -> MAXModelConfig:
-    files = find_model(model, revision=options.revision)
-    return MAXModelConfig(
-        model_path=str(files.path),
-        served_model_name=model,
-        max_length=options.max_length,
-        chat_template=options.chat_template,
-        enable_echo=options.enable_echo,
-        kv_cache=KVCacheConfig(
-            kv_cache_page_size=options.page_size,
-            kv_cache_format=options.kv_cache_dtype,
-            enable_prefix_caching=options.use_prefix_cache,
-        ),
-    )
+        def grow() -> Iterator[RequestOutput]:
+            with self._driver.running(answers):
+                for answer in self._driver.grow(answers):
+                    yield answer.output()
 
+        return grow()
 
-def _start_tokenizer(config: MAXModelConfig) -> Future[Tokenizer]:
-    """Loads the tokenizer beside the weights."""
-    template = config.read_chat_template()
-    weights = config.weights
-    if isinstance(weights, GGUFWeights):
-        return load_tokenizer_async(weights.metadata, chat_template=template, name=config.files.path.name)
-    return load_tokenizer_async(config.files.path, chat_template=template)
+    def _answers(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
+        return [self._open.answer(request) for request in requests]
 
+    @property
+    def _open(self) -> Preparation:
+        try:
+            preparation: Preparation = self.__dict__["_preparation"]
+        except KeyError:
+            raise InvalidRequestError("this LLM is closed") from None
+        return preparation
 
-def _load_pipeline(config: PipelineConfig, options: LoadOptions) -> tuple[Any, TextGenerationPipeline, int]:
-    """The loaded model, the loop over it, and how many tokens of one request its cache holds."""
-    architecture = PIPELINE_REGISTRY.retrieve(config)
-    model_config = config.model
-    _require_room_for_weights(model_config.files.size_bytes)
-    session = InferenceSession(num_threads=options.num_threads, precision=options.dtype, variant=kernel_variant())
-    weights_format = model_config.weights_format
-    assert weights_format is not None, "a resolved model has weights"
-    model: Any = architecture.pipeline_model(
-        config,
-        session,
-        [CPU()],
-        model_config.kv_cache,
-        model_config.weights,
-        adapter=architecture.weight_adapters.get(weights_format),
-        return_logits=config.return_logits,
-    )
-    num_blocks = plan_num_blocks(
-        model.kv_params,
-        machine_memory(),
-        max_seq_len=model.max_seq_len,
-        max_batch_size=options.max_batch_size,
-        utilization=model_config.kv_cache.device_memory_utilization,
-        may_shrink=options.max_length is None,
-    )
-    kv = PagedKVCacheManager(model.kv_params, num_blocks)
-    runtime = config.runtime
-    limits = SchedulerLimits(
-        max_batch_size=options.max_batch_size,
-        max_step_tokens=runtime.max_batch_input_tokens,
-        max_request_tokens=runtime.max_request_input_tokens,
-        max_num_steps=runtime.num_steps,
-        use_chunks=runtime.enable_chunked_prefill,
-        admission_watermark=runtime.kvcache_ce_watermark,
-    )
-    rope = model.rope
-    scheduler = Scheduler([kv], limits, rope if rope.depends_on_length else None)
-    pipeline = TextGenerationPipeline(
-        model, scheduler, Sampler(), session, has_all_logits=config.return_logits is ReturnLogits.ALL
-    )
-    return model, pipeline, kv.max_tokens
+    def _params(
+        self, params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> SamplingParams | Sequence[SamplingParams]:
+        return self.default_sampling_params if params is None else params
 
+    def _layer(self, layer: int) -> int:
+        """A layer as readers number them: from 0, the number of layers for the output of the final norm."""
+        count = int(self.model.config.num_hidden_layers)
+        number = layer + count + 1 if layer < 0 else layer
+        if not 1 <= number <= count:
+            raise InvalidRequestError(f"must be from 1 to {count} (or -{count} to -1), got {layer}", param="layer")
+        return number if number == count else number - 1
 
-def kernel_variant() -> str:
-    """The kernels that this process uses.
+    def _logprob_reader(self, ids: Sequence[int], first_token: int) -> LogprobReader:
+        tokens = np.array(ids, dtype=np.int64)
+        return LogprobReader(tokens, vocab_size=self._open.vocab_size, first_token=first_token)
 
-    Raises:
-        InvalidRequestError: `PUNA_VARIANT` names kernels that this machine cannot run.
-    """
-    from puna import _native
+    def _score_endings(self, begin: list[int], endings: Sequence[tuple[int, ...]]) -> list[LogprobReader]:
+        readers = [self._logprob_reader([*begin, *ending], len(begin)) for ending in endings]
+        contexts = [
+            self._open.reading([*begin, *ending], reader) for ending, reader in zip(endings, readers, strict=True)
+        ]
+        self._read(contexts[:1])  # its pages are found by the others
+        self._read(contexts[1:])
+        return readers
 
-    try:
-        return str(_native.default_variant())
-    except RuntimeError as error:
-        raise InvalidRequestError(str(error)) from error  # the message begins with the variable's name
+    def _read_prompts(self, prompts: Prompt | Sequence[Prompt], make: Callable[[], _T]) -> list[_T]:
+        requests = as_requests(prompts, SamplingParams(temperature=0))
+        readers = [make() for _ in requests]
+        self._read([
+            self._open.reading(self._open.encode(request)[1], cast(Any, reader))
+            for request, reader in zip(requests, readers, strict=True)
+        ])
+        return readers
 
-
-def _require_room_for_weights(needed: int) -> None:
-    """Weights are packed into memory of their own; refuse before the machine starts to swap or kills the process."""
-    memory = machine_memory()
-    if needed > memory.available * _MARGIN:
-        raise InsufficientMemoryError(
-            "the model's weights", needed, int(memory.available * _MARGIN), "use a smaller model or quantization"
-        )
+    def _read(self, contexts: Sequence[Any]) -> None:
+        """Runs contexts whose readers are what is wanted of them."""
+        answers = [Answer(context, None, ()) for context in contexts]
+        with self._driver.running(answers):
+            for answer in answers:
+                self._driver.finish(answer)
+                error = answer.output().error
+                if error is not None:
+                    raise error

@@ -49,7 +49,7 @@ class ReturnHiddenStates(StrEnum):
 
     `LAST` and `LAST_PER_DEVICE`: `[B, H]`, the last row of each request before the final norm. `ALL`: `[T, H]` before
     the final norm. `ALL_NORMALIZED`: `[T, H]` after it. `EAGLE3`: `[T, n * H]`, the outputs of n chosen layers side by
-    side in increasing order of layers.
+    side in increasing order of layers; the number of layers stands for the output of the final norm.
     """
 
     NONE = "none"
@@ -169,7 +169,8 @@ class DecoderSpec:
             _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
         for name in ("sliding_window_layers", "hidden_state_layers", "unrotated_layers"):
             layers = getattr(self, name) or ()
-            _require(all(0 <= i < self.num_layers for i in layers), name, layers, f"layers of 0..{self.num_layers - 1}")
+            last = self.num_layers - (name != "hidden_state_layers")
+            _require(all(0 <= i <= last for i in layers), name, layers, f"layers of 0..{last}")
         if self.parallel_branches:
             shared = frozenset({NormPlace.BEFORE_ATTENTION})
             _require(self.norm_places == shared, "norm_places", sorted(self.norm_places), "one norm, before attention")
@@ -293,9 +294,9 @@ class Transformer:
         return graph
 
     def _tail(self, h: Value, layers: list[Value], offsets: Value, count: Value) -> dict[str, Value]:
-        logits_mode, states_mode = self.spec.return_logits, self.spec.return_hidden_states
+        logits_mode = self.spec.return_logits
         normalized = None
-        if logits_mode is ReturnLogits.ALL or states_mode is ReturnHiddenStates.ALL_NORMALIZED:
+        if logits_mode is ReturnLogits.ALL or self._returns_normalized:
             normalized = self.norm(h)  # of every row, so the last ones are gathered after it: the same bits either way
         outputs: dict[str, Value] = {}
         if logits_mode is ReturnLogits.ALL:
@@ -317,6 +318,13 @@ class Transformer:
             outputs["hidden_states"] = states
         return outputs
 
+    @property
+    def _returns_normalized(self) -> bool:
+        """Whether the output of the final norm is returned for every row."""
+        spec = self.spec
+        is_chosen = spec.return_hidden_states is ReturnHiddenStates.EAGLE3 and spec.num_layers in spec.selected_layers
+        return is_chosen or spec.return_hidden_states is ReturnHiddenStates.ALL_NORMALIZED
+
     def _last_rows(self, h: Value, offsets: Value) -> Value:
         return h if self._needs_last_rows_only else ops.gather_last(h, offsets)
 
@@ -335,7 +343,8 @@ class Transformer:
             case ReturnHiddenStates.ALL_NORMALIZED:
                 return normalized
             case ReturnHiddenStates.EAGLE3:
-                return ops.concat_columns(*(layers[layer] for layer in self.spec.selected_layers))
+                chosen = [*layers, *([] if normalized is None else [normalized])]
+                return ops.concat_columns(*(chosen[layer] for layer in self.spec.selected_layers))
 
 
 def build_decoder_graph(spec: DecoderSpec, weights: Mapping[str, WeightData]) -> Graph:

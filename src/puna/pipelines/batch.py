@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-
 from puna.errors import PunaError
-from puna.pipelines.context import LogProbabilities, TextContext
+from puna.pipelines.context import LogProbabilities, PromptReader, TextContext
 from puna.pipelines.kv_cache import BlockCounts, CacheRow, StoreCounts
-from puna.pipelines.request import LogitsProcessor, RequestID
-from puna.pipelines.sampling import Float32Array, SampledTokens, SamplingRow
+from puna.pipelines.request import RequestID
+from puna.pipelines.sampling import SampledTokens, SamplingRow
 
 
 class FinishReason(StrEnum):
@@ -48,6 +46,7 @@ class GenerationDelta:
         request_id: The request.
         tokens: Tokens that it got, the end-of-sequence token included.
         finish_reason: Why it ended, or None while it goes on.
+        stop_reason: The token id or the word that ended it, where it was not the end-of-sequence token.
         error: What went wrong, when it ended for that.
         log_probabilities: One record per token where they were asked for, else empty.
         num_cached_tokens: Prompt tokens that were found in the cache at admission.
@@ -57,6 +56,7 @@ class GenerationDelta:
     request_id: RequestID
     tokens: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
     error: PunaError | None = None
     log_probabilities: tuple[LogProbabilities, ...] = ()
     num_cached_tokens: int = 0
@@ -88,6 +88,12 @@ class ScheduledBatch:
         return [[row.context for row in replica] for replica in self.replicas]
 
     @property
+    def readers(self) -> list[PromptReader]:
+        """Who looks at rows of this step."""
+        contexts = [row.context for row in self.rows]
+        return [context.reader for context in contexts if context.reader is not None and context.needs_prompt_rows]
+
+    @property
     def sampling_indices(self) -> list[int]:
         """The rows that tokens are drawn from; one from which several are drawn is there several times."""
         return [index for index, row in enumerate(self.rows) for _ in row.samples]
@@ -97,7 +103,7 @@ class ScheduledBatch:
         rows: list[SamplingRow] = []
         for row in self.rows:
             for context in row.samples:
-                rows.append(_sampling_row(context, [int(result.sampled.tokens[len(rows)]) for result in earlier]))
+                rows.append(SamplingRow.of(context, [int(result.sampled.tokens[len(rows)]) for result in earlier]))
         return rows
 
 
@@ -148,27 +154,7 @@ class StepResult:
     """What one forward pass gave, in the order of `ScheduledBatch.sampling_rows`.
 
     Attributes:
-        sampled: The tokens.
-        log_probabilities: One entry per token, or empty where nobody asked.
+        sampled: The tokens, and log-probabilities where they were asked for.
     """
 
     sampled: SampledTokens
-    log_probabilities: Sequence[LogProbabilities | None] = ()
-
-
-def _sampling_row(context: TextContext, drawn: Sequence[int]) -> SamplingRow:
-    tokens = context.tokens.all
-    params = context.sampling_params
-    return SamplingRow(
-        params=params,
-        tokens=np.concatenate([tokens, np.array(drawn, dtype=np.int64)]) if drawn else tokens,
-        prompt_length=context.admission_length,
-        forbidden=context.get_min_token_logit_mask(len(drawn) + 1)[-1],
-        vocab_size=context.vocab_size,
-        choice=context.choice,
-        processors=tuple(_bound(process, context) for process in params.logits_processors or ()),
-    )
-
-
-def _bound(process: LogitsProcessor, context: TextContext) -> Callable[[Float32Array], None]:
-    return lambda logits: process(logits, context)

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from puna.errors import InvalidRequestError
-from puna.pipelines.request import RequestID, SamplingParams, new_request_id
-from puna.pipelines.tokens import TokenBuffer
+from puna.pipelines.request import RequestID, new_request_id
+from puna.pipelines.sampling_params import SamplingParams
+from puna.pipelines.tokens import TokenBuffer, ends_in_repetition
 
 __all__ = [
     "BatchType",
     "EOSTracker",
     "GenerationStatus",
     "LogProbabilities",
+    "MirostatState",
+    "PromptReader",
+    "PromptRows",
     "TextContext",
     "TextGenerationInputs",
     "TextGenerationOutput",
     "TokenBuffer",
 ]
+
+REPETITION: Final = "repetition"
+"""The reason of a text that ended because it was caught in a loop."""
+
+DEADLINE: Final = "deadline"
+"""The reason of a text that ended because its time was up."""
+
+_SEED_BITS: Final = 32
 
 
 class GenerationStatus(StrEnum):
@@ -56,10 +69,13 @@ class LogProbabilities:
         token_log_probabilities: For each position, that of the token that stands there.
         top_log_probabilities: For each position, token id -> log-probability of the n likeliest tokens, likeliest
             first, and of the token that stands there.
+        ranks: For each position, token id -> how many tokens are at least as likely (of equal ones those of lower
+            ids), for the same tokens; empty: not counted.
     """
 
     token_log_probabilities: list[float]
     top_log_probabilities: list[dict[int, float]]
+    ranks: list[dict[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if len(self.token_log_probabilities) != len(self.top_log_probabilities):
@@ -105,6 +121,63 @@ class EOSTracker:
         return EOSTracker(eos_stop_strings=self.eos_stop_strings)
 
 
+class MirostatState:
+    """What mirostat aims at, by choice and position, so that a step that is taken again finds what it found before."""
+
+    def __init__(self) -> None:
+        self._mu: dict[tuple[int, int], float] = {}
+
+    def at(self, choice: int, position: int, tau: float) -> float:
+        """The largest surprise, in bits, of the token that will stand at a position."""
+        return self._mu.get((choice, position), 2 * tau)
+
+    def set(self, choice: int, position: int, mu: float) -> None:
+        """Takes in what the token before the position told."""
+        self._mu[choice, position] = mu
+        self._mu.pop((choice, position - 2), None)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """What a step computed for the tokens of a prompt that it read.
+
+    Attributes:
+        position: Where the first of them stands in the prompt.
+        logits: float32 `[n, V]`, or None where the reader needs none.
+        layers: Layer -> its outputs, float32 `[n, H]`, for the layers that the reader names.
+    """
+
+    position: int
+    logits: npt.NDArray[np.float32] | None
+    layers: Mapping[int, npt.NDArray[np.float32]]
+
+
+class PromptReader(Protocol):
+    """Looks at what the model computed for a prompt, chunk by chunk.
+
+    After a preemption rows come again, with the same bits.
+    """
+
+    @property
+    def first_position(self) -> int:
+        """The first position that is needed; rows before it may be left out, when they are in the cache."""
+        ...
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the logits of all rows are needed."""
+        ...
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose outputs are needed, from 0; the number of layers stands for the output of the last norm."""
+        ...
+
+    def read(self, rows: PromptRows) -> None:
+        """Takes the rows of a step."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextGenerationOutput:
     """What became of a request since the last look.
@@ -135,8 +208,13 @@ class TextContext:
         eos_tracker: What ends the text. With `sampling_params.ignore_eos` only its stop strings count.
         sampling_params: How tokens are chosen.
         model_name: The model or adapter that the client named; None: the model.
-        log_probabilities: How many likeliest tokens are reported with each token; 0: none.
-        log_probabilities_echo: Whether those of the prompt are reported too.
+        seed: Start of its random numbers; None: that of `sampling_params`, or a number that is drawn now.
+        reader: Looks at the prompt's rows, or None.
+        is_read_only: It ends when its prompt is read; no token is drawn.
+        bad_words: Token sequences that are not generated.
+        dry_breakers: Tokens that interrupt a repetition for the DRY penalty.
+        mirostat: What mirostat remembers; forks share it.
+        stop_reason: The token id or the word that ended the text, where it was not the end-of-sequence token.
         json_schema: A JSON schema that the text must satisfy, or None.
         grammar: A grammar that the text must satisfy, or None.
         matcher: The state of the schema or grammar, or None.
@@ -152,8 +230,8 @@ class TextContext:
         admission_length: Tokens of the prompt at admission. Unlike `tokens.prompt_length` it survives a `reset`.
 
     Raises:
-        InvalidRequestError: the prompt has more tokens than `max_length`, a token is outside the vocabulary,
-            `log_probabilities` is negative, or `num_choices` is below 1.
+        InvalidRequestError: the prompt has more tokens than `max_length`, a token is outside the vocabulary, or
+            `num_choices` is below 1.
     """
 
     tokens: TokenBuffer
@@ -162,8 +240,13 @@ class TextContext:
     eos_tracker: EOSTracker = field(default_factory=EOSTracker)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     model_name: str | None = None
-    log_probabilities: int = 0
-    log_probabilities_echo: bool = False
+    seed: int | None = None
+    reader: PromptReader | None = None
+    is_read_only: bool = False
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    dry_breakers: frozenset[int] = frozenset()
+    mirostat: MirostatState = field(default_factory=MirostatState)
+    stop_reason: int | str | None = None
     json_schema: str | None = None
     grammar: str | None = None
     matcher: Any = None
@@ -184,8 +267,6 @@ class TextContext:
             raise InvalidRequestError(
                 f"the prompt has {len(self.tokens)} tokens, at most {self.max_length} fit", param="max_length"
             )
-        if self.log_probabilities < 0:
-            raise InvalidRequestError(f"must be at least 0, got {self.log_probabilities}", param="log_probabilities")
         if self.num_choices < 1:
             raise InvalidRequestError(f"must be at least 1, got {self.num_choices}", param="n")
         if self.vocab_size:
@@ -196,6 +277,9 @@ class TextContext:
                 )
         if self.sampling_params.ignore_eos:
             self.eos_tracker = self.eos_tracker.ignoring_eos()
+        if self.seed is None:
+            stated = self.sampling_params.seed
+            self.seed = secrets.randbits(_SEED_BITS) if stated is None else stated
         self.admission_length = len(self.tokens)
 
     @property
@@ -214,9 +298,19 @@ class TextContext:
         return self.tokens.all[self.admission_length :]
 
     @property
-    def is_prompt_echoed(self) -> bool:
-        """Whether the step that reads the prompt reports its log-probabilities: asked for, and not reported yet."""
-        return self.log_probabilities_echo and self.log_probabilities > 0 and self.output_tokens.shape[0] == 0
+    def log_probabilities(self) -> int:
+        """How many likeliest tokens are reported with each token; 0: none."""
+        return self.sampling_params.logprobs or 0
+
+    @property
+    def log_probabilities_echo(self) -> bool:
+        """Whether log-probabilities of the prompt are reported too."""
+        return self.sampling_params.prompt_logprobs is not None
+
+    @property
+    def needs_prompt_rows(self) -> bool:
+        """Whether the reader waits for rows of the prompt: until the first token is drawn."""
+        return self.reader is not None and self.output_tokens.shape[0] == 0
 
     def fork(self, choice: int) -> TextContext:
         """Another continuation of what there is so far; from here on the two go separate ways."""
@@ -242,8 +336,16 @@ class TextContext:
         if log_probabilities is not None:
             self._pending_log_probabilities.append(log_probabilities)
         self.tokens.advance_with_token(int(token))
+        detection = self.sampling_params.repetition_detection
         if self.eos_tracker.is_eos(self.output_tokens):
             self.status = GenerationStatus.END_OF_SEQUENCE
+            if token in (self.sampling_params.stop_token_ids or ()):
+                self.stop_reason = int(token)
+        elif detection is not None and ends_in_repetition(
+            self.output_tokens, detection.min_pattern_size, detection.max_pattern_size, detection.min_count
+        ):
+            self.status = GenerationStatus.END_OF_SEQUENCE
+            self.stop_reason = REPETITION
         elif self.tokens.current_position >= self.max_length:
             self.status = GenerationStatus.MAXIMUM_LENGTH
 
@@ -267,7 +369,7 @@ class TextContext:
         return max_seq_len - (len(self.tokens) - self.tokens.active_length)
 
     def get_min_token_logit_mask(self, num_steps: int) -> list[npt.NDArray[np.int64]]:
-        """For each of the next steps the tokens that may not be chosen because `min_new_tokens` is not reached.
+        """For each of the next steps the tokens that may not be chosen because `min_tokens` is not reached.
 
         Returns:
             `num_steps` arrays, int64 `[m]`: the end-of-sequence ids, sorted, or empty once enough was generated. Ids
@@ -275,7 +377,7 @@ class TextContext:
         """
         known = (token for token in self.eos_tracker.eos_token_ids if not self.vocab_size or token < self.vocab_size)
         ids = np.array(sorted(known), dtype=np.int64)
-        missing = self.sampling_params.min_new_tokens - len(self.output_tokens)
+        missing = self.sampling_params.min_tokens - len(self.output_tokens)
         return [ids if step < missing else ids[:0] for step in range(num_steps)]
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from puna.errors import InsufficientBlocksError
 from puna.pipelines.batch import ScheduledRow
@@ -33,6 +37,8 @@ class SchedulerLimits:
         max_batch_size: Requests of a replica in a step.
         max_step_tokens: Tokens of a replica in a step, over all requests.
         max_request_tokens: Tokens of one request in a step; 0: as many as the step may hold.
+        max_logit_tokens: Tokens of a replica in a step that returns the logits of all of them, because a reader needs
+            them.
         max_num_steps: Forward passes between two decisions of the scheduler, where every request only generates.
         max_waiting: Requests that may wait; None: any number.
         admission_watermark: Share of the KV cache's pages above which no request begins beside others.
@@ -43,13 +49,14 @@ class SchedulerLimits:
     max_batch_size: int = 1
     max_step_tokens: int = 512
     max_request_tokens: int = 0
+    max_logit_tokens: int = 128
     max_num_steps: int = 1
     max_waiting: int | None = None
     admission_watermark: float = 0.95
     use_chunks: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_step_tokens", "max_num_steps"):
+        for name in ("max_batch_size", "max_step_tokens", "max_logit_tokens", "max_num_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_request_tokens < 0:
@@ -88,8 +95,7 @@ class Replica:
     def match(self, job: Job) -> PrefixMatch:
         """The beginning of a waiting request that is cached here."""
         context = job.context
-        # Log-probabilities of a prompt come from computing it.
-        return PrefixMatch() if context.is_prompt_echoed else self.kv.match(context.tokens.all, self.key_of(context))
+        return self.kv.match(_without_rows(context), self.key_of(context))
 
     def has_room(self, job: Job, prefix: PrefixMatch) -> bool:
         """Whether there are pages for all tokens of a waiting request."""
@@ -105,7 +111,7 @@ class Replica:
         context = job.context
         tokens, key = context.tokens, self.key_of(context)
         self.kv.reserve(job.sequence, len(tokens), key, prefix)
-        num_cached = prefix.num_tokens + self.kv.restore(job.sequence, tokens.all, prefix)
+        num_cached = prefix.num_tokens + self.kv.restore(job.sequence, _without_rows(context), prefix)
         tokens.skip_processing(num_cached)
         if len(tokens) == context.admission_length:
             context.cached_prefix_length = num_cached
@@ -145,20 +151,24 @@ class Replica:
         """A request's part in a step: all its tokens that are not computed, or as many as there is room for."""
         context, tokens = job.context, job.context.tokens
         room = min(budget, self._limits.max_request_tokens or budget)
-        # Log-probabilities of a prompt are made from one step's logits, so such a prompt is read whole.
-        if self._limits.use_chunks and room < tokens.active_length and not context.is_prompt_echoed:
+        if self._limits.use_chunks and room < tokens.active_length:
             tokens.chunk(room)
         length = None if self._rope is None else self._request_length(self._rope, context, 0)
         cache = CacheRow(job.sequence, tokens.processed_length, tokens.active_length, length)
-        samples: tuple[TextContext, ...] = () if tokens.is_chunked else (context,)
+        samples: tuple[TextContext, ...] = () if tokens.is_chunked or context.is_read_only else (context,)
         if samples and job.will_fork:
             samples += tuple(context.fork(choice) for choice in range(1, context.num_choices))
         return ScheduledRow(context, cache, samples)
 
     def must_be_whole(self, job: Job, budget: int) -> bool:
         """Whether a request does not fit into the rest of a step and may not be divided."""
-        can_be_divided = self._limits.use_chunks and not job.context.is_prompt_echoed
-        return not can_be_divided and len(job.context.tokens) > budget
+        return not self._limits.use_chunks and len(job.context.tokens) > budget
+
+    def step_limit(self, contexts: Iterable[TextContext]) -> int:
+        """How many tokens a step with these requests may have."""
+        limits = self._limits
+        needs_logits = any(c.reader is not None and c.reader.needs_logits and c.needs_prompt_rows for c in contexts)
+        return min(limits.max_step_tokens, limits.max_logit_tokens) if needs_logits else limits.max_step_tokens
 
     def num_steps(self, jobs: list[Job], most: int) -> int:
         """How many forward passes these requests can make, at most `most`; their pages are reserved."""
@@ -189,3 +199,13 @@ class Replica:
     @staticmethod
     def _request_length(rope: RopeLengths, context: TextContext, further: int) -> int:
         return rope.request_length(context.admission_length, len(context.tokens) + further)
+
+
+def _without_rows(context: TextContext) -> npt.NDArray[np.int64]:
+    """The tokens that may be found in the cache: tokens found there have no rows for a reader.
+
+    Of tokens that are looked up the last is never a cached one.
+    """
+    tokens = context.tokens.all
+    reader = context.reader if context.needs_prompt_rows else None
+    return tokens if reader is None else tokens[: reader.first_position + 1]

@@ -26,7 +26,7 @@ from puna.pipelines.batch import (
     SchedulerCounts,
     StepResult,
 )
-from puna.pipelines.context import GenerationStatus, TextContext
+from puna.pipelines.context import DEADLINE, GenerationStatus, TextContext
 from puna.pipelines.jobs import Job, JobBook, WaitingLine
 from puna.pipelines.kv_cache import BlockCounts, PagedKVCacheManager, PrefixMatch
 from puna.pipelines.replica import Replica, RopeLengths, SchedulerLimits
@@ -146,6 +146,8 @@ class Scheduler:
         parent = parents[0]
         ours, theirs = parent.context.tokens, child.tokens
         most = min(ours.processed_length, len(theirs) - 1)
+        if child.reader is not None:
+            most = min(most, child.reader.first_position)
         differing = (ours.all[:most] != theirs.all[:most]).nonzero()[0]
         num_common = int(differing[0]) if len(differing) else most
         job = self._jobs.add(child)
@@ -191,7 +193,7 @@ class Scheduler:
                     self._send_back(job)
         num_preemptions = self._num_preemptions
         chosen = [self._grow_all(replica, ended) for replica in self._replicas]
-        budgets = [self._limits.max_step_tokens] * len(self._replicas)
+        budgets = [r.step_limit(job.context for job in jobs) for r, jobs in zip(self._replicas, chosen, strict=True)]
         rows: list[list[ScheduledRow]] = [[] for _ in self._replicas]
         for replica, jobs in zip(self._replicas, chosen, strict=True):
             # Who generates goes first, with a token each: reading long prompts must not hold them up.
@@ -225,6 +227,8 @@ class Scheduler:
             if row.samples:
                 deltas += self._take_tokens(job, row, position, results)
                 position += len(row.samples)
+            elif not row.context.tokens.is_chunked:
+                deltas.append(self._end_reading(job))
             else:
                 row.context.tokens.advance_chunk()
                 self._replicas[job.replica].commit(job)
@@ -256,6 +260,7 @@ class Scheduler:
         ended: list[GenerationDelta] = []
         for job in self._jobs.overdue(self._clock):
             job.context.status = GenerationStatus.ABORTED
+            job.context.stop_reason = DEADLINE
             ended += self._end(job, FinishReason.ABORT)
         return ended
 
@@ -290,8 +295,9 @@ class Scheduler:
         """Begins requests as long as there is room for the first one that waits."""
         while self._waiting:
             job = self._waiting.first
-            closed = [number for number, budget in enumerate(budgets) if budget == 0]
-            closed += [r.number for r in self._replicas if rows[r.number] and r.must_be_whole(job, budgets[r.number])]
+            rooms = [self._room(r, rows[r.number], budgets[r.number], job) for r in self._replicas]
+            closed = [number for number, room in enumerate(rooms) if room <= 0]
+            closed += [r.number for r in self._replicas if rows[r.number] and r.must_be_whole(job, rooms[r.number])]
             place = self._place(job, closed)
             if place is None:
                 return
@@ -305,8 +311,13 @@ class Scheduler:
             if len(job.context.tokens) == job.context.admission_length:
                 self._num_prompt_tokens += job.context.admission_length
                 self._num_cached_tokens += job.context.cached_prefix_length
-            rows[replica.number].append(replica.row(job, budgets[replica.number]))
-            budgets[replica.number] -= rows[replica.number][-1].cache.num_new
+            rows[replica.number].append(replica.row(job, rooms[replica.number]))
+            budgets[replica.number] = rooms[replica.number] - rows[replica.number][-1].cache.num_new
+
+    @staticmethod
+    def _room(replica: Replica, rows: Sequence[ScheduledRow], budget: int, job: Job) -> int:
+        """How many tokens a step may read of a waiting request: one that needs logits makes the whole step smaller."""
+        return min(budget, replica.step_limit([job.context]) - sum(row.cache.num_new for row in rows))
 
     def _place(self, job: Job, closed: Sequence[int] = ()) -> tuple[Replica, PrefixMatch] | None:
         """Where a waiting request begins: where most of it is cached, among the replicas with about the least work."""
@@ -348,7 +359,8 @@ class Scheduler:
             error = result.sampled.errors[position]
             if error is not None or context.is_done:
                 return error
-            record = result.log_probabilities[position] if result.log_probabilities else None
+            records = result.sampled.log_probabilities
+            record = records[position] if records else None
             context.update(int(result.sampled.tokens[position]), record)
         return None
 
@@ -363,11 +375,20 @@ class Scheduler:
             request_id=context.request_id,
             tokens=tuple(output.tokens),
             finish_reason=FinishReason.ERROR if error is not None else _FINISH_REASONS[context.status],
+            stop_reason=context.stop_reason,
             error=error,
             log_probabilities=tuple(output.log_probabilities or ()),
             num_cached_tokens=output.num_cached_tokens,
             choice=context.choice,
         )
+
+    def _end_reading(self, job: Job) -> GenerationDelta:
+        """Ends a request that wanted its prompt read and no token; its pages stay behind for others to find."""
+        tokens = job.context.tokens
+        self._replicas[job.replica].kv.commit(job.sequence, tokens.all, len(tokens))
+        job.context.status = GenerationStatus.MAXIMUM_LENGTH
+        (delta,) = self._end(job, FinishReason.LENGTH)
+        return delta
 
     def _end(
         self, job: Job, reason: FinishReason | None = None, error: PunaError | None = None
@@ -382,7 +403,15 @@ class Scheduler:
             self._waiting.remove(job)
         self._jobs.remove(job)
         return [
-            GenerationDelta(context.request_id, finish_reason=reason, error=error, choice=choice) for choice in choices
+            GenerationDelta(
+                context.request_id,
+                finish_reason=reason,
+                stop_reason=context.stop_reason,
+                error=error,
+                num_cached_tokens=context.cached_prefix_length,
+                choice=choice,
+            )
+            for choice in choices
         ]
 
     def _preempt(self, job: Job) -> None:
@@ -406,7 +435,7 @@ class Scheduler:
 def _only_generates(row: ScheduledRow) -> bool:
     """Whether a request can make several forward passes in a row."""
     context = row.context
-    return len(row.samples) == 1 and not context.is_prompt_echoed and not context.sampling_params.logits_processors
+    return len(row.samples) == 1 and not context.needs_prompt_rows and not context.sampling_params.logits_processors
 
 
 _FINISH_REASONS = {

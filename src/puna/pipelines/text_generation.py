@@ -6,14 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from puna.driver import Buffer
-from puna.errors import InvalidRequestError
 from puna.nn.kv_cache import KVCacheInputs, increment_cache_lengths
 from puna.pipelines.batch import GenerationDelta, LoopTimes, ScheduledBatch, SchedulerCounts, StepResult
-from puna.pipelines.context import LogProbabilities, TextContext
-from puna.pipelines.lib.log_probabilities import MAX_TOP_N
+from puna.pipelines.context import TextContext
+from puna.pipelines.prompt_reading import hand_out_rows
 from puna.pipelines.request import RequestID
 from puna.pipelines.sampling import Sampler
 from puna.pipelines.scheduler import Scheduler
@@ -40,19 +37,11 @@ class StepModel(Protocol):
         ...
 
 
-class LogProbabilityModel(Protocol):
-    """What the loop asks of a model when a request wants log-probabilities."""
+class ReadableModel(Protocol):
+    """What the loop asks of a model when somebody looks at rows of prompts."""
 
-    def compute_log_probabilities(
-        self,
-        session: Any,
-        model_inputs: Any,
-        model_outputs: Any,
-        next_tokens: Buffer,
-        batch_top_n: list[int],
-        batch_echo: list[bool],
-    ) -> list[LogProbabilities | None]:
-        """One record per request that asked, None for the others."""
+    def execute_for_readers(self, model_inputs: Any, needs_logits: bool, layers: tuple[int, ...]) -> Any:
+        """As `execute`; `logits` of all rows and `hidden_states` of the layers, side by side, where asked for."""
         ...
 
 
@@ -63,23 +52,12 @@ class TextGenerationPipeline:
         model: Computes logits.
         scheduler: Owns the requests and their parts of the KV cache.
         sampler: Chooses tokens.
-        session: The model's session, for log-probabilities.
-        has_all_logits: Whether a step returns the logits of all its tokens, so that prompts can be echoed.
     """
 
-    def __init__(
-        self,
-        model: StepModel,
-        scheduler: Scheduler,
-        sampler: Sampler,
-        session: Any = None,
-        has_all_logits: bool = False,
-    ) -> None:
-        self._has_all_logits = has_all_logits
+    def __init__(self, model: StepModel, scheduler: Scheduler, sampler: Sampler) -> None:
         self._model = model
         self._scheduler = scheduler
         self._sampler = sampler
-        self._session = session
         self._num_steps = 0
         self._step_s = self._model_s = 0.0
 
@@ -103,14 +81,6 @@ class TextGenerationPipeline:
         Raises:
             InvalidRequestError: The request asks for what is not there, or can never fit the cache.
         """
-        top_n = context.log_probabilities
-        if top_n > MAX_TOP_N:
-            raise InvalidRequestError(f"must be from 0 to {MAX_TOP_N}, got {top_n}", param="logprobs")
-        if context.is_prompt_echoed and not self._has_all_logits:
-            raise InvalidRequestError(
-                "log-probabilities of the prompt need the logits of every token; load the model with enable_echo",
-                param="echo",
-            )
         self._scheduler.check(context)
 
     def add(self, context: TextContext) -> None:
@@ -161,39 +131,27 @@ class TextGenerationPipeline:
         inputs = self._model.prepare_initial_token_inputs(batch.contexts, cache)
         while True:
             begin = time.perf_counter()
-            outputs = self._model.execute(inputs)
+            outputs = self._execute(batch, inputs)
             self._model_s += time.perf_counter() - begin
             logits = outputs.next_token_logits.to_numpy()
             indices = batch.sampling_indices
             if indices != list(range(len(logits))):  # else a copy of all logits is saved
                 logits = logits[indices]
             sampled = self._sampler.sample(logits, batch.sampling_rows(results))
-            results.append(StepResult(sampled, self._log_probabilities(batch, inputs, outputs, sampled.tokens)))
+            results.append(StepResult(sampled))
             if len(results) == batch.num_steps:
                 return results
             # Cache lengths go forward with the inputs that ran, before the next ones are made from them.
             inputs.kv_cache_inputs = increment_cache_lengths(inputs.kv_cache_inputs, inputs)
             inputs = self._model.prepare_next_token_inputs(Buffer.from_numpy(sampled.tokens), inputs)
 
-    def _log_probabilities(
-        self, batch: ScheduledBatch, inputs: Any, outputs: Any, tokens: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> list[LogProbabilities | None]:
-        """Records of the drawn tokens, or nothing where nobody asked."""
-        rows = batch.rows
-        if not any(row.context.log_probabilities and row.samples for row in rows):
-            return []
-        model: LogProbabilityModel = self._model  # type: ignore[assignment]  # asked for by requests only
-        first = np.cumsum([0, *(len(row.samples) for row in rows)])  # where each row's tokens begin
-        echo = [row.context.is_prompt_echoed for row in rows]
-        records: list[LogProbabilities | None] = [None] * len(tokens)
-        for choice in range(max(len(row.samples) for row in rows)):  # a model tells about one token per row
-            drawn = [index for index, row in enumerate(rows) if choice < len(row.samples)]
-            asked = [row.context.log_probabilities if choice < len(row.samples) else 0 for row in rows]
-            next_tokens = np.zeros(len(rows), dtype=np.int64)
-            next_tokens[drawn] = tokens[first[drawn] + choice]
-            found = model.compute_log_probabilities(
-                self._session, inputs, outputs, Buffer.from_numpy(next_tokens), asked, echo
-            )
-            for index in drawn:
-                records[int(first[index]) + choice] = found[index]
-        return records
+    def _execute(self, batch: ScheduledBatch, inputs: Any) -> Any:
+        readers = batch.readers
+        if not readers:
+            return self._model.execute(inputs)
+        model: ReadableModel = self._model  # type: ignore[assignment]  # asked for by requests only
+        needs_logits = any(reader.needs_logits for reader in readers)
+        layers = tuple(sorted({layer for reader in readers for layer in reader.layers}))
+        outputs = model.execute_for_readers(inputs, needs_logits, layers)
+        hand_out_rows(batch, outputs, layers)
+        return outputs

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["TokenBuffer"]
+__all__ = ["TokenBuffer", "ends_in_repetition"]
 
 _Int64Array: TypeAlias = npt.NDArray[np.int64]
 _ROOM: Final = 64
@@ -196,3 +196,20 @@ class TokenBuffer:
         view = self._array[begin:end]
         view.flags.writeable = False
         return view
+
+
+def ends_in_repetition(tokens: _Int64Array, min_size: int, max_size: int, min_count: int) -> bool:
+    """Whether tokens end with one sequence of `min_size` to `max_size` tokens, `min_count` times in a row.
+
+    Args:
+        tokens: int64 `[n]`.
+        min_size: Shortest sequence, from 1.
+        max_size: Longest one.
+        min_count: How often it stands there, from 2.
+    """
+    length = tokens.shape[0]
+    for size in range(min_size, min(max_size, length // min_count) + 1):
+        tail = tokens[length - size * min_count :]
+        if np.array_equal(tail[size:], tail[:-size]):
+            return True
+    return False

@@ -12,14 +12,15 @@ import numpy.typing as npt
 
 from puna.engine.trace import Trace
 from puna.entrypoints.benchmark.specs import Spec
-from puna.entrypoints.llm import LLM, LoadOptions
+from puna.entrypoints.llm import LLM
 from puna.errors import InvalidRequestError
 from puna.pipelines.context import TextContext, TokenBuffer
-from puna.pipelines.request import SamplingParams
+from puna.pipelines.sampling_params import SamplingParams
 
 __all__ = ["Runner", "TracedStep"]
 
 _PAGE: Final = 128
+_STEP_TOKENS: Final = 512
 _SLACK: Final = 64  # tokens that sequences may generate while others still read their prompts
 _TRACED_STEPS: Final = 9  # of these, the one with the median time is shown
 
@@ -70,15 +71,16 @@ class Runner:
             if spec.kind == "pp" and spec.depth % _PAGE:
                 raise InvalidRequestError(f"the depth of {spec.name} must be a multiple of {_PAGE}", param="test")
         sequences = max((spec.sequences for spec in specs), default=1)
-        options = LoadOptions(
+        self._llm = LLM(
+            model,
             kv_cache_dtype=kv_cache_dtype,
-            max_length=max((spec.depth + spec.tokens + _SLACK for spec in specs), default=_SLACK),
-            num_threads=threads,
-            max_batch_size=sequences + 1 + sequences // 8,  # the scheduler never fills the cache to the last page
-            page_size=_PAGE,
+            max_model_len=max((spec.depth + spec.tokens + _SLACK for spec in specs), default=_SLACK),
+            threads=threads,
+            max_num_seqs=sequences + 1 + sequences // 8,  # the scheduler never fills the cache to the last page
+            max_num_batched_tokens=max(_STEP_TOKENS, sequences + 1 + sequences // 8),
+            block_size=_PAGE,
             revision=revision,
         )
-        self._llm = LLM(model, options)
         self._draw = np.random.default_rng(seed)
         self._vocabulary = min(self._llm.tokenizer.vocab_size, self._llm.model.config.vocab_size)
         self._beginnings: dict[Spec, list[npt.NDArray[np.int64]]] = {}
@@ -167,7 +169,7 @@ class Runner:
     def _context(self, prompt: npt.NDArray[np.int64]) -> TextContext:
         return TextContext(
             tokens=TokenBuffer(prompt.copy()),
-            max_length=self._llm.max_length,
+            max_length=self._llm.max_model_len,
             sampling_params=SamplingParams(temperature=0, seed=0, ignore_eos=True),
         )
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from puna.errors import WeightsError
-from puna.pipelines.request import SamplingParamsInput
+from puna.pipelines.sampling_params import SamplingParamsInput
 
 __all__ = ["generation_defaults"]
 
-# Key in the file -> type; the keys are named like the fields of SamplingParamsInput.
-_FLOATS: Final = ("temperature", "top_p", "min_p", "repetition_penalty")
-_INTEGERS: Final = ("top_k", "max_new_tokens")
+# Key in the file -> the field of SamplingParamsInput.
+_FLOATS: Final = {name: name for name in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty")}
+_INTEGERS: Final = {"top_k": "top_k", "max_new_tokens": "max_tokens", "no_repeat_ngram_size": "no_repeat_ngram_size"}
 _MAX_BYTES: Final = 1 << 20
 
 
@@ -28,13 +28,13 @@ def generation_defaults(path: Path) -> SamplingParamsInput:
     """
     values = _read_object(path)
     stated: dict[str, Any] = {}
-    for key in _FLOATS + _INTEGERS:
+    for key, name in (_FLOATS | _INTEGERS).items():
         value = values.get(key)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int if key in _INTEGERS else (int, float)):
             raise WeightsError(f"{key} = {value!r} is not a number of the expected kind", file=path)
-        stated[key] = value
+        stated[name] = value
     do_sample = values.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
         raise WeightsError(f"do_sample = {do_sample!r} is neither true nor false", file=path)

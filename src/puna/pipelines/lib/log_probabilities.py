@@ -17,13 +17,14 @@ from puna.driver import Buffer
 from puna.errors import InvalidRequestError, ShapeError
 from puna.pipelines.context import LogProbabilities
 from puna.pipelines.lib.interfaces import ModelInputs, ModelOutputs
+from puna.pipelines.sampling_params import MAX_LOGPROBS
 
 if TYPE_CHECKING:
     from puna.engine import InferenceSession
 
-__all__ = ["MAX_TOP_N", "LogProbabilities", "LogProbabilitiesMixin", "log_softmax", "top_log_probabilities"]
+__all__ = ["MAX_TOP_N", "LogProbabilities", "LogProbabilitiesMixin", "log_softmax", "token_log_probabilities"]
 
-MAX_TOP_N: Final = 20
+MAX_TOP_N: Final = MAX_LOGPROBS
 """How many likeliest tokens can be asked for (what the OpenAI interface allows; the original stops at 7)."""
 
 _Array: TypeAlias = npt.NDArray[Any]
@@ -38,32 +39,51 @@ def log_softmax(logits: _Array) -> npt.NDArray[np.float64]:
     return result
 
 
-def top_log_probabilities(logits: _Array, tokens: _Array, top_n: int) -> LogProbabilities:
+def token_log_probabilities(logits: _Array, tokens: _Array, top_n: int, also: Sequence[int] = ()) -> LogProbabilities:
     """The record of one request.
 
     Tokens of equal logits are ordered by id.
 
     Args:
-        logits: float32 `[n, V]`: the rows that the positions' tokens were chosen from.
+        logits: float32 or float64 `[n, V]`: the rows that the positions' tokens were chosen from.
         tokens: integers `[n]`: the token that stands at each position.
-        top_n: How many likeliest tokens to report, from 1.
+        top_n: How many likeliest tokens to report, from 0.
+        also: Further tokens to report; ids outside the vocabulary are left out.
     """
-    if logits.shape[0] == 0:
-        return LogProbabilities([], [])
-    rows = log_softmax(logits)
-    count = min(top_n, rows.shape[1])
     token_values: list[float] = []
     top_values: list[dict[int, float]] = []
-    for row, scores, token in zip(rows, logits, tokens.tolist(), strict=True):
-        # Everything at least as likely as the n-th best, so that ties are cut by id and not by the partition's whim.
-        threshold = np.partition(scores, -count)[-count]
-        candidates = np.flatnonzero(scores >= threshold)
-        best = candidates[np.lexsort((candidates, -scores[candidates]))][:count]
-        top = {int(i): float(row[i]) for i in best}
-        top.setdefault(token, float(row[token]))
+    ranks: list[dict[int, int]] = []
+    for scores, token in zip(logits, tokens.tolist(), strict=True):
+        row = log_softmax(scores)
+        best = _best(scores, min(top_n, len(scores)))
+        top = {i: float(row[i]) for i in best}
+        places = {token_id: place for place, token_id in enumerate(best, 1)}
+        for token_id in (token, *(i for i in also if i < len(scores))):
+            if token_id not in top:
+                top[token_id] = float(row[token_id])
+                places[token_id] = _rank(scores, token_id)
         token_values.append(float(row[token]))
         top_values.append(top)
-    return LogProbabilities(token_values, top_values)
+        ranks.append(places)
+    return LogProbabilities(token_values, top_values, ranks)
+
+
+def _best(scores: _Array, count: int) -> list[int]:
+    """The likeliest tokens, likeliest first."""
+    if count == 0:
+        return []
+    # Everything at least as likely as the n-th best, so that ties are cut by id and not by the partition's whim.
+    threshold = np.partition(scores, -count)[-count]
+    candidates = np.flatnonzero(scores >= threshold)
+    order = np.lexsort((candidates, -scores[candidates]))[:count]
+    best: list[int] = candidates[order].tolist()
+    return best
+
+
+def _rank(scores: _Array, token: int) -> int:
+    """1 for the likeliest token."""
+    value = scores[token]
+    return 1 + int(np.count_nonzero(scores > value)) + int(np.count_nonzero(scores[:token] == value))
 
 
 @dataclass(frozen=True)
@@ -82,7 +102,7 @@ class _Step:
     def last(self, request: int, top_n: int) -> LogProbabilities:
         """The sampled token alone."""
         row = slice(request, request + 1)
-        return top_log_probabilities(self.next_logits[row], self.sampled[row], top_n)
+        return token_log_probabilities(self.next_logits[row], self.sampled[row], top_n)
 
     def echo(self, request: int, top_n: int) -> LogProbabilities:
         """One position per active token: each row tells about the token after it, the last about the sampled one."""
@@ -93,7 +113,7 @@ class _Step:
                 param="echo",
             )
         following = np.append(self.tokens[begin + 1 : end], self.sampled[request])
-        return top_log_probabilities(self.logits[begin:end], following, top_n)
+        return token_log_probabilities(self.logits[begin:end], following, top_n)
 
 
 class LogProbabilitiesMixin:

@@ -16,7 +16,7 @@ from puna.pipelines.lib.encodings import SupportedEncoding, infer_encoding_from_
 from puna.pipelines.lib.generation_config import generation_defaults
 from puna.pipelines.lib.kv_cache_config import KVCacheConfig
 from puna.pipelines.lib.registry import RopeType, SupportedArchitecture
-from puna.pipelines.request import SamplingParamsInput
+from puna.pipelines.sampling_params import SamplingParamsInput
 
 if TYPE_CHECKING:
     from puna.graph.weights import Weights, WeightsFormat

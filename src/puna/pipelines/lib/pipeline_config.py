@@ -14,7 +14,7 @@ from puna.pipelines.lib.registry import PIPELINE_REGISTRY, PipelineTask, Support
 from puna.pipelines.lib.runtime_config import PipelineRuntimeConfig
 from puna.pipelines.lib.sampling_config import SamplingConfig
 from puna.pipelines.lib.speculative_config import SpeculativeConfig
-from puna.pipelines.request import SamplingParamsInput
+from puna.pipelines.sampling_params import SamplingParamsInput
 
 __all__ = ["PipelineConfig", "ProfilingConfig"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from puna.driver import Buffer, Device
 from puna.dtype import DType
 from puna.errors import InvalidRequestError, UnsupportedModelError
-from puna.graph import DeviceRef
+from puna.graph import DeviceRef, Graph
 from puna.graph.weights import WeightData, Weights, WeightsAdapter
 from puna.nn.kv_cache import KVCacheInputs, KVCacheParams
 from puna.nn.rotary_embedding import RotaryEmbedding
@@ -140,6 +141,10 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         self.config = config
         self.state_dict = {name: state_dict[name].data for name in graph.weights}
         self._rope = spec.rope
+        self._reading_models: dict[tuple[bool, tuple[int, ...]], Model] = {}
+        self._graph_of: Callable[..., Graph] = lambda **changes: build_decoder_graph(
+            replace(spec, **changes), state_dict
+        )
         self._row_offsets = Buffer.from_numpy(np.arange(max_batch_size + 1, dtype=np.uint32))
         return model
 
@@ -159,7 +164,35 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         if model_inputs.kv_cache_inputs is None:
             raise ValueError("kv_cache_inputs is None; a step needs the KV cache")
         self._refuse_unsupported(model_inputs)
-        return self._name_outputs(self.model.execute(*model_inputs.buffers))
+        outputs = self.model.execute(*model_inputs.buffers)
+        return _name_outputs(outputs, self.return_logits, self.return_hidden_states)
+
+    def execute_for_readers(
+        self, model_inputs: ModelInputs, needs_logits: bool, layers: tuple[int, ...]
+    ) -> ModelOutputs:
+        """Run one step and return more of it: the same bits as `execute`, from a program over the same weights.
+
+        Args:
+            model_inputs: As of `execute`.
+            needs_logits: Whether `logits` are those of all rows, `[T, V]`, with `logit_offsets`.
+            layers: Ascending; `hidden_states` are the outputs of these layers side by side, `[T, n * H]`. The number
+                of layers stands for the output of the last norm.
+
+        Raises:
+            As `execute`.
+        """
+        assert isinstance(model_inputs, Llama3Inputs), "the loop makes inputs with prepare_initial_token_inputs"
+        self._refuse_unsupported(model_inputs)
+        key = (needs_logits, layers)
+        logits_mode = ReturnLogits.ALL if needs_logits else ReturnLogits.LAST_TOKEN
+        states_mode = ReturnHiddenStates.EAGLE3 if layers else ReturnHiddenStates.NONE
+        if key not in self._reading_models:
+            graph = self._graph_of(
+                return_logits=logits_mode, return_hidden_states=states_mode, hidden_state_layers=layers or None
+            )
+            self._reading_models[key] = self.model.derive(graph)
+        outputs = self._reading_models[key].execute(*model_inputs.buffers)
+        return _name_outputs(outputs, logits_mode, states_mode)
 
     def prepare_initial_token_inputs(
         self,
@@ -236,21 +269,6 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         if inputs.signal_buffers:
             raise UnsupportedModelError("signal_buffers", "set", supported="none, on one device")
 
-    def _name_outputs(self, outputs: list[Buffer]) -> ModelOutputs:
-        """The graph's outputs by name: the last rows first, then logits and offsets, then hidden states."""
-        has_rows = self.return_logits is not ReturnLogits.LAST_TOKEN
-        has_states = self.return_hidden_states is not ReturnHiddenStates.NONE
-        expected = 1 + 2 * has_rows + has_states
-        assert len(outputs) == expected, f"the graph returns {len(outputs)} outputs, {expected} are expected"
-        next_token_logits = outputs[0]
-        logits, offsets = (outputs[1], outputs[2]) if has_rows else (next_token_logits, None)
-        return ModelOutputs(
-            logits=logits,
-            next_token_logits=next_token_logits,
-            logit_offsets=offsets,
-            hidden_states=outputs[-1] if has_states else None,
-        )
-
 
 class Llama3Model(LlamaModelBase):
     """Llama 3 pipeline model implementation. The arguments are those of `LlamaModelBase`."""
@@ -259,3 +277,19 @@ class Llama3Model(LlamaModelBase):
     """Normalization layer."""
 
     config_class: ClassVar[type[Llama3Config]] = Llama3Config
+
+
+def _name_outputs(outputs: list[Buffer], logits_mode: ReturnLogits, states_mode: ReturnHiddenStates) -> ModelOutputs:
+    """The graph's outputs by name: the last rows first, then logits and offsets, then hidden states."""
+    has_rows = logits_mode is not ReturnLogits.LAST_TOKEN
+    has_states = states_mode is not ReturnHiddenStates.NONE
+    expected = 1 + 2 * has_rows + has_states
+    assert len(outputs) == expected, f"the graph returns {len(outputs)} outputs, {expected} are expected"
+    next_token_logits = outputs[0]
+    logits, offsets = (outputs[1], outputs[2]) if has_rows else (next_token_logits, None)
+    return ModelOutputs(
+        logits=logits,
+        next_token_logits=next_token_logits,
+        logit_offsets=offsets,
+        hidden_states=outputs[-1] if has_states else None,
+    )

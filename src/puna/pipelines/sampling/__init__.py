@@ -1,0 +1,6 @@
+"""From logits to tokens. Every row is treated as if it were alone; docs/sampling.md states the order of all filters."""
+
+from puna.pipelines.sampling.row import SamplingRow
+from puna.pipelines.sampling.sampler import NonFiniteLogitsError, SampledTokens, Sampler
+
+__all__ = ["NonFiniteLogitsError", "SampledTokens", "Sampler", "SamplingRow"]

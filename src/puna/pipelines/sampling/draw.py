@@ -1,0 +1,315 @@
+"""Filters and the draw, for all rows of a step together.
+
+A row is looked at through its likeliest tokens, in falling order; nearly always a few hundred are enough to tell what
+the filters keep. A row for which they are not is looked at whole. Which of the two happens depends on the row alone,
+and so does every sum: sums over the likeliest tokens are running sums, which zeros behind their end do not change.
+
+The draw goes through the kept tokens in the order of their ids: it takes the first one at which the running sum of the
+weights exceeds u times their total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from puna.pipelines.sampling.random_numbers import uniforms
+from puna.pipelines.sampling.row import Float32Array, Int64Array, SamplingRow
+
+Float64Array: TypeAlias = npt.NDArray[np.float64]
+_BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+_CANDIDATES: Final = 256
+_NEUTRAL: Final = {
+    "top_k": -1,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "top_n_sigma": 0.0,
+    "xtc_probability": 0.0,
+}
+_GROUP: Final = 64  # logits whose maximum stands for them in the search for candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """What a token was drawn from.
+
+    Attributes:
+        ids: The tokens that the filters kept, int64 `[m]`, ascending.
+        weights: Their probabilities up to a common factor, float64 `[m]`.
+    """
+
+    ids: Int64Array
+    weights: Float64Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Rows that were looked at: the drawn tokens, and for those that asked what they were drawn from."""
+
+    tokens: Int64Array
+    is_known: _BoolArray
+    distributions: list[Distribution | None]
+
+
+def draw(
+    logits: Float32Array, rows: Sequence[SamplingRow], wanted: Sequence[bool]
+) -> tuple[Int64Array, list[Distribution | None]]:
+    """Draws a token for each row.
+
+    Args:
+        logits: float32 `[B, V]`, edited; minus infinity forbids a token, one token of each row is allowed.
+        rows: `[B]`; none of them is greedy.
+        wanted: `[B]`: whether the row's distribution is given back.
+    """
+    tokens = np.zeros(len(rows), dtype=np.int64)
+    distributions: list[Distribution | None] = [None] * len(rows)
+    is_filtered = np.array([row.params.has_filters for row in rows])
+    for whole, members in ((True, np.flatnonzero(~is_filtered)), (False, np.flatnonzero(is_filtered))):
+        while members.size:
+            chosen = members.tolist()
+            batch = _Rows(logits[members], [rows[i] for i in chosen], [wanted[i] for i in chosen])
+            choice = batch.draw_unfiltered() if not is_filtered[members[0]] else batch.draw_filtered(whole)
+            for place, member in enumerate(members):
+                if choice.is_known[place]:
+                    tokens[member], distributions[member] = choice.tokens[place], choice.distributions[place]
+            members = members[~choice.is_known]
+            whole = True
+    return tokens, distributions
+
+
+class _Rows:
+    """Rows that go through the same path together: logits float32 `[B, V]`, contiguous."""
+
+    def __init__(self, logits: Float32Array, rows: Sequence[SamplingRow], wanted: Sequence[bool]) -> None:
+        self.logits = logits
+        self.rows = rows
+        self.wanted = wanted
+        self.temperature = self._column("temperature")
+        self.best = logits.max(axis=1, keepdims=True).astype(np.float64)
+        self.first, self.second = uniforms(
+            [row.seed for row in rows], [row.choice for row in rows], [row.position for row in rows]
+        )
+
+    def draw_unfiltered(self) -> _Choice:
+        """Every token may be drawn."""
+        tokens = np.zeros(len(self.rows), dtype=np.int64)
+        distributions: list[Distribution | None] = []
+        for index in range(len(self.rows)):  # row by row: a row's float64 weights fit the cache, those of all do not
+            weights = self._weights(self.logits[index : index + 1], index)
+            tokens[index] = _pick(weights, self.first[index : index + 1])[0]
+            every = np.arange(weights.shape[1])
+            distributions.append(Distribution(every, weights[0]) if self.wanted[index] else None)
+        return _Choice(tokens, np.ones(len(self.rows), dtype=np.bool_), distributions)
+
+    def draw_filtered(self, whole: bool) -> _Choice:
+        """The row's filters decide; `whole`: over all tokens, else over the likeliest ones, if these are enough."""
+        ids, values, counts = self._all_tokens() if whole else self._candidates()
+        order = np.argsort(-values, axis=1, kind="stable")  # of equal logits the lower id comes first
+        view = _View(self, np.take_along_axis(values, order, axis=1), counts)
+        view.apply_filters()
+        weights = np.zeros_like(view.weights)
+        np.put_along_axis(weights, order, np.where(view.kept, view.weights, 0.0), axis=1)
+        places = _pick(weights, self.first)
+        tokens = np.take_along_axis(ids, places[:, None], axis=1)[:, 0]
+        chosen = np.take_along_axis(weights, places[:, None], axis=1)[:, 0]
+        distributions: list[Distribution | None] = []
+        for index, row in enumerate(self.rows):
+            kept = weights[index] > 0
+            distributions.append(
+                Distribution(ids[index][kept], weights[index][kept]) if self.wanted[index] else None
+            )
+            if row.params.mirostat and view.is_closed[index]:
+                surprise = -np.log2(chosen[index] / view.total_of(index))
+                error = float(surprise) - row.params.mirostat_tau
+                mu = row.mirostat.at(row.choice, row.position, row.params.mirostat_tau)
+                row.mirostat.set(row.choice, row.position + 1, mu - row.params.mirostat_eta * error)
+        return _Choice(tokens, view.is_closed, distributions)
+
+    def _column(self, name: str) -> Float64Array:
+        """A parameter of each row, float64 `[B, 1]`; mirostat stands alone, so other filters do nothing there."""
+        values = [
+            _NEUTRAL[name] if row.params.mirostat and name in _NEUTRAL else getattr(row.params, name)
+            for row in self.rows
+        ]
+        return np.array(values, dtype=np.float64)[:, None]
+
+    def _weights(self, logits: Float32Array, index: int) -> Float64Array:
+        """`exp((logit - largest) / temperature)` of one row, float64 `[1, V]`: the largest is 1."""
+        with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to minus infinity, as it should
+            scaled: Float64Array = (logits - self.best[index]) / self.temperature[index]
+            return np.exp(scaled)
+
+    def _all_tokens(self) -> tuple[Int64Array, Float32Array, Int64Array]:
+        num_rows, vocabulary = self.logits.shape
+        ids = np.broadcast_to(np.arange(vocabulary), self.logits.shape)
+        return ids, self.logits, np.full(num_rows, vocabulary)
+
+    def _candidates(self) -> tuple[Int64Array, Float32Array, Int64Array]:
+        """The likeliest tokens of each row.
+
+        They are those that reach the k-th largest of the maxima of groups of logits, which are at least k.
+
+        Returns:
+            ids int64 `[B, W]`, ascending; logits float32 `[B, W]`, minus infinity behind the last; counts int64 `[B]`.
+        """
+        num_rows, vocabulary = self.logits.shape
+        groups = vocabulary // _GROUP
+        even = self.logits[:, : groups * _GROUP].reshape(num_rows, _GROUP, groups).max(axis=1, initial=-np.inf)
+        maxima = np.sort(np.concatenate([even, self.logits[:, groups * _GROUP :]], axis=1), axis=1)
+        wanted = [int(k) if k > 0 else _CANDIDATES for k in self._column("top_k")[:, 0]]
+        threshold = np.array([line[-min(k, len(line))] for k, line in zip(wanted, maxima, strict=True)], np.float32)
+        row, token = np.nonzero(self.logits >= threshold[:, None])
+        counts = np.bincount(row, minlength=num_rows)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        ids = np.zeros((num_rows, int(counts.max())), dtype=np.int64)
+        values = np.full(ids.shape, -np.inf, dtype=np.float32)
+        ids[row, place] = token
+        values[row, place] = self.logits[row, token]
+        return ids, values, counts
+
+
+class _View:
+    """Rows through their likeliest tokens, likeliest first, and which of these the filters keep.
+
+    Attributes:
+        weights: float64 `[B, W]`, 0 behind a row's last candidate.
+        kept: bool `[B, W]`.
+        is_closed: bool `[B]`: whether no token beyond the candidates can be kept any more.
+    """
+
+    def __init__(self, rows: _Rows, values: Float32Array, counts: Int64Array) -> None:
+        self._rows = rows
+        self._values = values
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.weights = np.exp((values - rows.best) / rows.temperature)
+        self._place = np.arange(values.shape[1])[None, :]
+        self._counts = counts[:, None]
+        self._vocabulary = rows.logits.shape[1]
+        self.kept = self._place < self._counts
+        self.is_closed = counts == self._vocabulary
+        self._needs_all = np.zeros(len(counts), dtype=np.bool_)
+        self._totals = np.full(len(counts), np.nan)
+
+    def total_of(self, index: int) -> float:
+        """The weight of all tokens of a row, before any filter."""
+        if np.isnan(self._totals[index]):
+            self._totals[index] = self._rows._weights(self._rows.logits[index : index + 1], index).sum()
+        return float(self._totals[index])
+
+    def apply_filters(self) -> None:
+        """Top-n-sigma, top-k, typical-p, min-p, top-p, XTC; or mirostat."""
+        self._apply_top_n_sigma()
+        self._apply_top_k()
+        self._apply_typical_p()
+        self._apply_min_p()
+        self._apply_top_p()
+        self._apply_xtc()
+        self._apply_mirostat()
+        self.is_closed &= ~self._needs_all
+
+    def _apply_top_n_sigma(self) -> None:
+        n = self._rows._column("top_n_sigma")[:, 0]
+        for index in np.flatnonzero(n > 0).tolist():
+            line = self._rows.logits[index]
+            sigma = float(line[np.isfinite(line)].astype(np.float64).std())
+            self._keep_only(index, self._values[index] >= self._rows.best[index, 0] - n[index] * sigma)
+
+    def _apply_top_k(self) -> None:
+        k = self._rows._column("top_k")
+        limits = np.where((k > 0) & (k < self._vocabulary), k, np.inf)
+        self.kept &= self._place < limits
+        self.is_closed |= (limits <= self._counts)[:, 0]
+
+    def _apply_typical_p(self) -> None:
+        """Keeps the tokens whose surprise is nearest to the entropy (Meister et al., "Locally typical sampling", 2022).
+
+        Entropy and surprise are those of what is left, so the candidates must hold all of it.
+        """
+        typical = self._rows._column("typical_p")[:, 0]
+        for index in np.flatnonzero((typical < 1) & self.is_closed):
+            kept = np.flatnonzero(self.kept[index] & (self.weights[index] > 0))
+            weights = self.weights[index, kept]
+            probabilities = weights / np.cumsum(weights)[-1]
+            surprise = -np.log(probabilities)
+            distance = np.abs(surprise - np.cumsum(probabilities * surprise)[-1])
+            order = np.argsort(distance, kind="stable")
+            before = np.cumsum(probabilities[order]) - probabilities[order]
+            mask = np.zeros_like(self.kept[index])
+            mask[kept[order[before < typical[index]]]] = True
+            self.kept[index] = mask
+        self._needs_all |= (typical < 1) & ~self.is_closed
+
+    def _apply_min_p(self) -> None:
+        min_p = self._rows._column("min_p")
+        active = min_p > 0
+        largest = np.where(self.kept, self.weights, 0.0).max(axis=1, keepdims=True)
+        self.kept &= ~active | (self.weights >= min_p * largest)
+        self._close_where_last_is_gone(active[:, 0])
+
+    def _apply_top_p(self) -> None:
+        top_p = self._rows._column("top_p")
+        active = np.flatnonzero(top_p[:, 0] < 1)
+        if not active.size:
+            return
+        weights = np.where(self.kept[active], self.weights[active], 0.0)
+        sums = np.cumsum(weights, axis=1)
+        totals = np.array([self._mass(int(index), float(sums[place, -1])) for place, index in enumerate(active)])
+        before = np.concatenate([np.zeros((len(active), 1)), sums[:, :-1]], axis=1)
+        enough = before >= top_p[active] * totals[:, None]
+        first = self.kept[active].argmax(axis=1)
+        enough[np.arange(len(active)), first] = False  # the likeliest token always stays
+        self.kept[active] &= ~enough
+        self._close_where_last_is_gone(top_p[:, 0] < 1)
+
+    def _apply_xtc(self) -> None:
+        """Leaves out all but the least likely of the tokens above the threshold, sometimes.
+
+        Source: p-e-w, "Exclude top choices", text-generation-webui pull request 6335.
+        """
+        probability = self._rows._column("xtc_probability")[:, 0]
+        threshold = self._rows._column("xtc_threshold")[:, 0]
+        for index in np.flatnonzero(self._rows.second < probability):
+            weights = np.where(self.kept[index], self.weights[index], 0.0)
+            total = self._mass(int(index), float(np.cumsum(weights)[-1]))
+            above = np.flatnonzero(self.kept[index] & (weights >= threshold[index] * total))
+            if len(above) > 1:
+                self.kept[index, above[:-1]] = False
+
+    def _apply_mirostat(self) -> None:
+        """Keeps the tokens of at most mu bits of surprise (Basu et al., "Mirostat", 2021, second version)."""
+        for index, row in enumerate(self._rows.rows):
+            if row.params.mirostat:
+                mu = row.mirostat.at(row.choice, row.position, row.params.mirostat_tau)
+                limit = self.total_of(index) * 2.0 ** -min(mu, 1000.0)
+                mask = self.weights[index] >= limit
+                mask[0] = True
+                self._keep_only(index, mask)
+
+    def _keep_only(self, index: int, mask: _BoolArray) -> None:
+        self.kept[index] &= mask
+        self.is_closed[index] |= not self.kept[index, self._counts[index, 0] - 1]
+
+    def _close_where_last_is_gone(self, active: _BoolArray) -> None:
+        """A filter that keeps the likeliest tokens and dropped a row's last candidate keeps nothing beyond it."""
+        last = np.take_along_axis(self.kept, self._counts - 1, axis=1)[:, 0]
+        self.is_closed |= active & ~last
+
+    def _mass(self, index: int, kept: float) -> float:
+        """The weight of what is left of a row: of all its tokens as long as none is gone."""
+        is_whole = not self.is_closed[index] or int(self.kept[index].sum()) == self._vocabulary
+        return self.total_of(index) if is_whole else kept
+
+
+def _pick(weights: Float64Array, target: Float64Array) -> Int64Array:
+    """The place at which the running sum of each row's weights first exceeds `target` times their total."""
+    sums = np.cumsum(weights, axis=1)
+    places = (sums <= target[:, None] * sums[:, -1:]).sum(axis=1)
+    # u < 1, yet u * total can round up to total: the last token with weight is then the one.
+    last_with_weight = weights.shape[1] - 1 - (weights[:, ::-1] > 0).argmax(axis=1)
+    return np.asarray(np.minimum(places, last_with_weight), dtype=np.int64)
