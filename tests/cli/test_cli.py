@@ -125,6 +125,7 @@ def test_generate_json(puna: Puna, tiny: str) -> None:
         "prompt_tokens": len(value["prompt_token_ids"]),
         "completion_tokens": len(value["token_ids"]),
         "total_tokens": len(value["prompt_token_ids"]) + len(value["token_ids"]),
+        "cached_tokens": 0,
     }
     assert (value["finish_reason"], value["seed"], len(value["token_ids"])) == ("length", 5, 6)
 
