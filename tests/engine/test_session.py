@@ -137,7 +137,7 @@ def test_spec_refuses_what_does_not_fit() -> None:
         ({"sliding_window": 0}, "sliding_window"),
         ({"logits_scaling": 0.0}, "logits_scaling"),
         ({"residual_multiplier": float("inf")}, "residual_multiplier"),
-        ({"hidden_state_layers": (2,)}, "hidden_state_layers"),
+        ({"hidden_state_layers": (3,)}, "hidden_state_layers"),
         ({"norm_has_bias": True}, "norm_has_bias"),
         ({"norm_method": "group_norm"}, "norm_method"),
     ):
