@@ -19,8 +19,8 @@ from puna.pipelines.async_engine import AsyncEngine
 from puna.pipelines.batch import FinishReason, GenerationDelta
 from puna.pipelines.context import TextContext
 from puna.pipelines.request import RequestID
-from puna.pipelines.sampling_params import SamplingParams
 from puna.pipelines.sampling import NonFiniteLogitsError
+from puna.pipelines.sampling_params import SamplingParams
 from puna.pipelines.scheduler import SchedulerLimits
 from support.fake_loop import Rig, context, one_regime, prompts_of
 from support.fake_model import expected_greedy
