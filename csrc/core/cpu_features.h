@@ -13,6 +13,7 @@ struct CpuFeatures {
   bool avx2 = false;                // with fma and f16c
   bool avx512 = false;              // F, BW, DQ, VL and VNNI
   bool amx = false;                 // tiles, int8 and bf16, with the kernel's permission for this process
+  bool bf16_dot = false;            // vdpbf16ps, and at twice the rate of float32 multiply-adds
   bool neon_dotprod = false;        // with half precision conversions and arithmetic
 };
 

@@ -29,6 +29,7 @@ struct MatmulArgs {
   int64_t ldx;
   const uint8_t* a8;         // operand in the layout of quant/a8.h, or null; rows padded to 16
   bool two_terms;            // two rows of a8 for each row of the product, which is the sum of both
+  bool has_bf16_dot;         // this machine multiplies pairs of bfloat16 fast: CpuFeatures::bf16_dot
   int64_t m;
   float* out;
   int64_t ldo;

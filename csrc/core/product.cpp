@@ -1,6 +1,7 @@
 #include "product.h"
 
 #include "../quant/a8.h"
+#include "cpu_features.h"
 #include "memory.h"
 #include "text.h"
 #include "thread_pool.h"
@@ -10,7 +11,7 @@ namespace {
 
 // Rows up to which a product is bound by reading the weights. With more, some panels stay in the cache while all rows
 // are multiplied by them.
-constexpr int64_t kFewRows = 8, kMostPanels = 16;
+constexpr int64_t kFewRows = 8, kMostPanels = 32;
 
 int64_t panels_of(const MatmulArgs& args) { return (args.rows + kPanelRows - 1) / kPanelRows; }
 
@@ -64,6 +65,7 @@ MatmulArgs product_args(const PackedMatrix& matrix) {
   args.rows = matrix.rows();
   args.cols = matrix.cols();
   args.multiplier = 1.0f;
+  args.has_bf16_dot = cpu_features().bf16_dot;
   return args;
 }
 

@@ -28,6 +28,7 @@ void matmul(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end, floa
     case Kernel::f32:
     case Kernel::f16:
     case Kernel::bf16:
+    case Kernel::bf16_exact:
       float_product(args, panel_begin, panel_end, scratch);
       return;
     default:
@@ -41,6 +42,7 @@ int64_t matmul_scratch_floats(const MatmulArgs& args) {
     case Kernel::f32:
     case Kernel::f16:
     case Kernel::bf16:
+    case Kernel::bf16_exact:
       return float_scratch_floats(args);
     default:
       return 0;

@@ -7,9 +7,13 @@
 //   F16   [k/2][2][16] float16                64 bytes per two k
 //   BF16  [k/2][16][2] bfloat16               64 bytes per two k: a 32-bit lane is the two k of a row, low half even,
 //                                             so that a shift or a mask makes float32 of it (and a row of an AMX tile)
-// An odd number of columns is padded with a zero, which no kernel multiplies.
+// An odd number of columns is padded with a zero.
 //
 // Product: acc = fma(w, x, acc) in float32, k ascending, from 0. The weights convert to float32 exactly.
+// BF16, unless full precision is asked for: x is rounded to bfloat16 (nearest, ties to even), and of each two k the odd
+// one comes first: 1, 0, 3, 2 …, the padded one included. That is the order of vdpbf16ps, so that processors which
+// multiply pairs of bfloat16 twice as fast give the same bits. Every variant does so but amx, whose tiles add in an
+// order of their own (simd/tiles.h).
 #pragma once
 
 #include "format.h"

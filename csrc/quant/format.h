@@ -6,12 +6,13 @@
 namespace puna {
 
 // Which matrix kernel multiplies by a packed format. `stored` has no packed form: its blocks are kept as they are and
-// multiplied through float32 panels.
+// multiplied through float32 panels. `bf16_exact` is bf16 with activations that are not rounded.
 enum class Kernel : uint8_t {
   stored,
   f32,
   f16,
   bf16,
+  bf16_exact,
   q4_0,
   q4_1,
   q5_0,
@@ -61,5 +62,8 @@ FormatList formats();
 
 // What the format's packed form is multiplied with.
 Partner partner_of(Kernel kernel);
+
+// The kernel for matrices of a format. With `full_precision`, one that takes activations as they are.
+Kernel kernel_for(const Format& format, bool full_precision);
 
 }  // namespace puna

@@ -102,10 +102,17 @@ Partner partner_of(Kernel kernel) {
     case Kernel::f32:
     case Kernel::f16:
     case Kernel::bf16:
+    case Kernel::bf16_exact:
       return Partner::f32;
     default:
       return Partner::a8;
   }
+}
+
+Kernel kernel_for(const Format& format, bool full_precision) {
+  if (!full_precision) return format.kernel;
+  if (format.kernel == Kernel::bf16) return Kernel::bf16_exact;
+  return partner_of(format.kernel) == Partner::a8 ? Kernel::stored : format.kernel;
 }
 
 }  // namespace puna

@@ -24,7 +24,7 @@ int64_t checked_product(int64_t a, int64_t b) {
 void PackedMatrix::Unmap::operator()(uint8_t* memory) const { munmap(memory, static_cast<size_t>(bytes)); }
 
 PackedMatrix::PackedMatrix(const Format& format, int64_t rows, int64_t cols, bool full_precision)
-    : format_(&format), kernel_(format.kernel), rows_(rows), cols_(cols) {
+    : format_(&format), kernel_(kernel_for(format, full_precision)), rows_(rows), cols_(cols) {
   if (rows <= 0 || cols <= 0 || cols % format.block_elements != 0) {
     throw std::invalid_argument("rows and columns must be positive, columns whole blocks of the format");
   }
@@ -32,9 +32,7 @@ PackedMatrix::PackedMatrix(const Format& format, int64_t rows, int64_t cols, boo
   if (cols > std::numeric_limits<int32_t>::max() || rows > std::numeric_limits<int32_t>::max()) {
     throw std::invalid_argument("more than 2**31-1 rows or columns");
   }
-  const bool stored = format.unit_bytes == 0 || (full_precision && partner_of(format.kernel) == Partner::a8);
-  if (stored) {
-    kernel_ = Kernel::stored;
+  if (kernel_ == Kernel::stored) {
     stride_ = checked_product(cols / format.block_elements, format.block_bytes);
     bytes_ = checked_product(rows, stride_);
   } else {

@@ -12,8 +12,8 @@ namespace puna {
 
 class PackedMatrix {
  public:
-  // Room for rows x cols values of `format`. With `full_precision` the blocks are kept as stored and multiplied in
-  // float32, whatever the format. Throws std::invalid_argument when cols are not whole blocks or sizes overflow.
+  // Room for rows x cols values of `format`. With `full_precision` products take float32 activations: the blocks of
+  // formats whose kernel rounds these to integers are kept as stored. Throws std::invalid_argument when cols are not whole blocks or sizes overflow.
   PackedMatrix(const Format& format, int64_t rows, int64_t cols, bool full_precision);
 
   // Fills panels begin..end from the whole stored matrix (row_bytes() per row). Different ranges may run at once.

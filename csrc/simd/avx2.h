@@ -165,8 +165,9 @@ PUNA_INLINE int32_t reduce_add_i32(i32x16 a) {
 
 // How far loops over the operands of a tile are unrolled.
 inline constexpr int kUnroll = 8;
-// Rows of the largest float32 tile of sixteen outputs.
+// Rows of the largest float32 tile, and how many times sixteen outputs.
 inline constexpr int kFloatRows = 6;
+inline constexpr int kFloatPanels = 1;
 inline constexpr int kNativeRows = 8;
 inline constexpr int kParts = 2;
 PUNA_INLINE fvec part(f32x16 a, int i) { return {i == 0 ? a.lo : a.hi}; }
@@ -184,8 +185,12 @@ PUNA_INLINE fvec cvt_f32(ivec a) { return {_mm256_cvtepi32_ps(a.v)}; }
 // Two bfloat16 in each 32-bit lane: the even (low half) and the odd one as floats.
 PUNA_INLINE fvec even_bf16(bvec a) { return {_mm256_castsi256_ps(_mm256_slli_epi32(a.v, 16))}; }
 PUNA_INLINE fvec odd_bf16(bvec a) {
-  // Two shifts rather than a mask, which would cost the float32 tile its last register.
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(a.v, 16), 16))};
+  // The mask stays in memory: in a register it would cost the float32 tile its last one.
+  alignas(32) static constexpr uint32_t kOdd[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                                   0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+  __m256i odd;
+  __asm__("vpand %2, %1, %0" : "=x"(odd) : "x"(a.v), "m"(kOdd));
+  return {_mm256_castsi256_ps(odd)};
 }
 
 PUNA_INLINE bvec bload(const uint8_t* p) { return {load_m256i(p)}; }

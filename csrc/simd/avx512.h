@@ -114,10 +114,13 @@ struct bvec {
 };
 // How far loops over the operands of a tile are unrolled.
 inline constexpr int kUnroll = 8;
-// Rows of the largest float32 tile of sixteen outputs.
+// Rows of the largest float32 tile, and how many times sixteen outputs.
 inline constexpr int kFloatRows = 8;
+inline constexpr int kFloatPanels = 2;
 inline constexpr int kNativeRows = 16;
 inline constexpr int kParts = 1;
+// Some of these processors have vdpbf16ps (AVX512_BF16): MatmulArgs::has_bf16_dot.
+#define PUNA_HAS_BF16_DOT
 PUNA_INLINE fvec part(f32x16 a, int) { return a; }
 PUNA_INLINE fvec nload(const float* p) { return load(p); }
 PUNA_INLINE void nstore(float* p, fvec a) { store(p, a); }

@@ -206,8 +206,9 @@ PUNA_INLINE int32_t reduce_add_i32(i32x16 a) {
 
 // How far loops over the operands of a tile are unrolled.
 inline constexpr int kUnroll = 8;
-// Rows of the largest float32 tile of sixteen outputs.
+// Rows of the largest float32 tile, and how many times sixteen outputs.
 inline constexpr int kFloatRows = 6;
+inline constexpr int kFloatPanels = 1;
 inline constexpr int kNativeRows = 4;
 inline constexpr int kParts = 4;
 PUNA_INLINE fvec part(f32x16 a, int i) { return {i == 0 ? a.q0 : i == 1 ? a.q1 : i == 2 ? a.q2 : a.q3}; }

@@ -110,8 +110,9 @@ struct bvec {
 };
 // How far loops over the operands of a tile are unrolled: not at all, for the compiler's sake.
 inline constexpr int kUnroll = 1;
-// Rows of the largest float32 tile of sixteen outputs.
+// Rows of the largest float32 tile, and how many times sixteen outputs.
 inline constexpr int kFloatRows = 4;
+inline constexpr int kFloatPanels = 1;
 inline constexpr int kNativeRows = 16;
 inline constexpr int kParts = 1;
 PUNA_INLINE fvec part(f32x16 a, int) { return a; }

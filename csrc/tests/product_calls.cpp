@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "compare.h"
+#include "core/cpu_features.h"
 #include "guarded.h"
 #include "kernel_calls.h"
 #include "quant/a8.h"
@@ -41,7 +42,8 @@ class Matrix {
       : format(format_of(call)),
         rows(call.integer("rows")),
         cols(call.integer("cols")),
-        is_stored_(format.unit_bytes == 0 || (call.flag("full") && partner_of(format.kernel) == Partner::a8)),
+        kernel(kernel_for(format, call.flag("full"))),
+        is_stored_(kernel == Kernel::stored),
         source_(call.bytes("weights")),
         panel_bytes_(is_stored_ ? 0 : (cols + format.unit_elements - 1) / format.unit_elements * format.unit_bytes),
         memory_(is_stored_ ? static_cast<int64_t>(source_.size()) : panels() * panel_bytes_, is_stored_ ? 1 : kAligned) {
@@ -57,7 +59,6 @@ class Matrix {
 
   int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
   int64_t row_bytes() const { return cols / format.block_elements * format.block_bytes; }
-  Kernel kernel() const { return is_stored_ ? Kernel::stored : format.kernel; }
   const uint8_t* data() const { return memory_.data(); }
 
   // Whether every stored byte can be had back.
@@ -76,6 +77,7 @@ class Matrix {
 
   const Format& format;
   const int64_t rows, cols;
+  const Kernel kernel;
 
  private:
   uint8_t* panel_of(int64_t row) const { return memory_.data() + row / kPanelRows * panel_bytes_; }
@@ -95,21 +97,26 @@ struct Rows {
   int64_t first, count;
 };
 
-struct Product {
-  const Call& call;
-  const KernelTable& kernels;
-  const Matrix& matrix;
-  const std::vector<float>& x;         // [m, cols]
-  const std::vector<float>& residual;  // [m, rows] or empty
-  const std::vector<float>& recorded;  // [m, rows]
+class Product {
+ public:
+  // x [m, cols], residual [m, rows] or empty, recorded [m, rows].
+  Product(const Call& call, const KernelTable& kernels, const Matrix& matrix, const std::vector<float>& x,
+          const std::vector<float>& residual, const std::vector<float>& recorded)
+      : call(call), kernels(kernels), matrix(matrix), x(x), residual(residual), recorded(recorded) {}
 
-  // Panels in one call, or one by one.
+  // Panels in one call, or one by one; bfloat16 in every way that this machine has.
   bool check(Rows part, Residual kind, bool is_divided) const {
+    const bool has_choice = matrix.kernel == Kernel::bf16 && cpu_features().bf16_dot;
+    return check(part, kind, is_divided, false) && (!has_choice || check(part, kind, is_divided, true));
+  }
+
+ private:
+  bool check(Rows part, Residual kind, bool is_divided, bool has_bf16_dot) const {
     const int64_t rows = matrix.rows, cols = matrix.cols, ldo = rows + 1;
     const bool two_terms = call.flag("two_terms");
     const Guarded operand(x.data() + part.first * cols, part.count * cols * kFloat);
     const int64_t code_rows = part.count * (two_terms ? 2 : 1);
-    const bool is_coded = partner_of(matrix.kernel()) == Partner::a8;
+    const bool is_coded = partner_of(matrix.kernel) == Partner::a8;
     const Guarded codes(is_coded ? padded_bytes(code_rows, cols) : 0, kAligned);
     const Guarded bias(floats_or_none("bias").data(), call.has("bias") ? rows * kFloat : 0);
     const Guarded out(((part.count - 1) * ldo + rows) * kFloat);
@@ -117,7 +124,7 @@ struct Product {
     MatmulArgs args = {};
     args.format = &matrix.format;
     args.packed = matrix.data();
-    args.kernel = matrix.kernel();
+    args.kernel = matrix.kernel;
     args.rows = rows;
     args.cols = cols;
     if (is_coded) {
@@ -129,6 +136,7 @@ struct Product {
       args.x = operand.floats();
       args.ldx = cols;
     }
+    args.has_bf16_dot = has_bf16_dot;
     args.m = part.count;
     args.out = out.floats();
     args.ldo = ldo;
@@ -160,6 +168,11 @@ struct Product {
   std::vector<float> floats_or_none(const std::string& name) const {
     return call.has(name) ? call.floats(name) : std::vector<float>{};
   }
+
+  const Call& call;
+  const KernelTable& kernels;
+  const Matrix& matrix;
+  const std::vector<float>&x, &residual, &recorded;
 };
 
 // The rows again and again, so that they no longer fit into the part of a cache that a chunk of them may take.

@@ -139,9 +139,9 @@ def test_every_format_equals_the_reference(format: str) -> None:
     assert_close(exact, steps(load(spec, weights, "reference"), spec, MIXED), 1e-5)
     auto = steps(load(spec, weights, precision="auto"), spec, MIXED)
     expected = steps(load(spec, weights, "reference", precision="auto"), spec, MIXED)
-    # rounding to 8 bits turns a last-bit difference into one of 1/127 in one activation now and then
-    assert_close(auto, expected, 2e-2 if format in CODED else 1e-5)
-    if format in CODED:
+    # rounding turns a last-bit difference into one of 1/127 or 1/256 in one activation now and then
+    assert_close(auto, expected, 2e-2 if format in CODED else 1e-2 if format == "BF16" else 1e-5)
+    if format in (*CODED, "BF16"):
         assert not np.array_equal(auto[0], exact[0])
     else:
         assert_same_bits(auto, exact)

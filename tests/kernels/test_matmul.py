@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from puna import _native
-from support import ggml_blocks
+from support import ggml_blocks, kernel_truth
 from support.exact import fma, same_bits
 from support.variants import SUPPORTED, VARIANTS
 
@@ -107,8 +107,23 @@ def test_float_products_are_one_chain(format: str, variant: str) -> None:
     data = ggml_blocks.random_blocks(random, format, 19, cols)
     x = random.standard_normal((6, cols), dtype=np.float32)
     matrix = _native.PackedMatrix(format, data, 19, cols)
-    expected = float_product(ggml_blocks.dequantized(format, data, cols), x)
+    weights = ggml_blocks.dequantized(format, data, cols)
+    expected = kernel_truth.bf16_product(weights, x) if format == "BF16" else float_product(weights, x)
     assert same_bits(_native.matmul([matrix], x, variant, 1), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_weights_round_activations_unless_told_otherwise(variant: str) -> None:
+    random = np.random.default_rng(5)
+    data = ggml_blocks.random_blocks(random, "BF16", 40, 1024)
+    x = random.standard_normal((12, 1024), dtype=np.float32)
+    weights = ggml_blocks.dequantized("BF16", data, 1024)
+    full = _native.matmul([_native.PackedMatrix("BF16", data, 40, 1024, "float32")], x, variant, 1)
+    assert same_bits(full, float_product(weights, x))
+    exact = x.astype(np.float64) @ weights.astype(np.float64).T
+    rounded = _native.matmul([_native.PackedMatrix("BF16", data, 40, 1024)], x, variant, 1)
+    error = np.sqrt(((rounded - exact) ** 2).mean() / (exact**2).mean())
+    assert 1e-4 < error < 2.5e-3
 
 
 @pytest.mark.parametrize("format", ggml_blocks.INTEGER_FORMATS)

@@ -88,7 +88,8 @@ def matmul_call(name: str, format: str, data: Array, x: Array, **options: Any) -
 def modes(format: str) -> list[tuple[str, dict[str, bool]]]:
     """In how many ways a format is multiplied."""
     if format not in ggml_blocks.INTEGER_FORMATS:
-        return [(format, {})]
+        exact = {"BF16": [("BF16_float32", {"full": True})]}
+        return [(format, {}), *exact.get(format, [])]
     return [(format, {}), (f"{format}_two_terms", {"two_terms": True}), (f"{format}_float32", {"full": True})]
 
 
@@ -105,9 +106,9 @@ def format_calls() -> list[Call]:
                 calls.append(matmul_call(f"{name}_{rows}x{cols}", format, data, x, repeat=rows == 21, **mode))
     for format in ggml_blocks.FLOAT_FORMATS:  # several panels at once, where there are one or two rows
         data = ggml_blocks.random_blocks(np.random.default_rng(44), format, 85, 40)
-        calls.append(matmul_call(f"{format}_85x40", format, data, random_rows(3, 40, 45)))
+        calls.extend(matmul_call(f"{n}_85x40", format, data, random_rows(9, 40, 45), **m) for n, m in modes(format))
         data = ggml_blocks.random_blocks(np.random.default_rng(44), format, 16, 1)
-        calls.append(matmul_call(f"{format}_16x1", format, data, random_rows(3, 1, 45)))
+        calls.extend(matmul_call(f"{n}_16x1", format, data, random_rows(3, 1, 45), **m) for n, m in modes(format))
     return calls
 
 
@@ -141,7 +142,8 @@ def subnormal_calls() -> list[Call]:
     x = np.resize(np.array([1e-39, 1.0, 1e-5, 1e-30, 1.5, 1e-38, 0.25], np.float32), (5, 12))
     for format in ggml_blocks.FLOAT_FORMATS:
         data = values.astype(kernel_truth.KV_TYPES[{"F32": "float32", "F16": "float16"}.get(format, "bfloat16")])
-        calls.append(matmul_call(f"{format}_subnormal", format, data.view(np.uint8).reshape(17, -1), x))
+        data = data.view(np.uint8).reshape(17, -1)
+        calls.extend(matmul_call(f"{name}_subnormal", format, data, x, **mode) for name, mode in modes(format))
     return calls
 
 

@@ -5,6 +5,7 @@ Subnormal operands and results count as zero, as in every thread of a program.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import ml_dtypes
@@ -78,8 +79,19 @@ def _a8_blocks(x: Floats) -> NDArray[np.uint8]:
 
 def float_product(weights: Floats, x: Floats) -> Floats:
     """One chain per output, ascending."""
+    return _chain(weights, x, range(x.shape[1]))
+
+
+def bf16_product(weights: Floats, x: Floats) -> Floats:
+    """The same of operands rounded to bfloat16, the odd one of each pair first; an odd width is padded with a zero."""
+    pad = ((0, 0), (0, x.shape[1] % 2))
+    rounded = np.pad(x.astype(ml_dtypes.bfloat16).astype(np.float32), pad)
+    return _chain(np.pad(weights, pad), rounded, [k ^ 1 for k in range(rounded.shape[1])])
+
+
+def _chain(weights: Floats, x: Floats, order: Iterable[int]) -> Floats:
     acc = np.zeros((len(x), len(weights)), np.float32)
-    for k in range(x.shape[1]):
+    for k in order:
         acc = fma(weights[None, :, k], x[:, None, k], acc)
     return acc
 
@@ -102,6 +114,8 @@ def integer_product(format: str, data: Array, x: Floats) -> Floats:
 
 def product(format: str, data: Array, x: Floats, *, is_full: bool, two_terms: bool) -> Floats:
     """Stored rows times rows of x."""
+    if format == "BF16" and not is_full:
+        return bf16_product(ggml_blocks.dequantized(format, data, x.shape[1]), x)
     if format not in ggml_blocks.INTEGER_FORMATS or is_full:
         return float_product(ggml_blocks.dequantized(format, data, x.shape[1]), x)
     first = integer_product(format, data, x)

@@ -12,7 +12,7 @@ from puna.dtype import DType
 from puna.errors import DTypeError, ShapeError
 from puna.graph import BATCH_SIZE, LOGIT_ROWS, TOTAL_SEQ_LEN, Dim, Graph, TensorType, Value, Weight, ops
 from puna.graph.ops import KVCacheValues
-from puna.graph.ops.op import Float32Array
+from puna.graph.ops.op import Float32Array, Rounding
 from puna.graph.quantization import QuantizationEncoding
 from puna.nn.rotary_embedding import LongRoPEScalingParams, RotaryEmbedding
 
@@ -33,8 +33,8 @@ class Context:
     def weight(self, weight: Weight) -> Float32Array:
         return np.asarray(self.weights[weight.name], np.float32)
 
-    def takes_codes(self, weight: Weight) -> bool:
-        return weight.name in self.coded
+    def rounding(self, weight: Weight) -> Rounding:
+        return "codes" if weight.name in self.coded else "none"
 
     def scoped(self, prefix: str, layer: int) -> Context:
         inner = Context(coded=tuple(name.removeprefix(prefix) for name in self.coded))

@@ -11,7 +11,7 @@ import numpy as np
 from puna.engine.step_check import check_step
 from puna.graph import Graph, Weight
 from puna.graph.ops.linear import Embedding
-from puna.graph.ops.op import Float32Array
+from puna.graph.ops.op import Float32Array, Rounding
 from puna.graph.weights.weight_data import WeightData
 
 __all__ = ["CODE_FORMATS", "ReferenceExecutor"]
@@ -38,8 +38,11 @@ class _Context:
             self.values[name] = self.weights[name].to_float32()
         return self.values[name]
 
-    def takes_codes(self, weight: Weight) -> bool:
-        return not self.is_exact and self.weights[self.prefix + weight.name].format in CODE_FORMATS
+    def rounding(self, weight: Weight) -> Rounding:
+        format = self.weights[self.prefix + weight.name].format
+        if self.is_exact:
+            return "none"
+        return "codes" if format in CODE_FORMATS else "bfloat16" if format == "BF16" else "none"
 
     def scoped(self, prefix: str, layer: int) -> _Context:
         return replace(self, prefix=self.prefix + prefix, layer=self.layer + layer)
@@ -51,7 +54,7 @@ class ReferenceExecutor:
     Args:
         graph: What to run.
         weights: Its weights by full name.
-        is_exact: Products with quantized weights take float32 activations, as `precision="float32"` means.
+        is_exact: Products take float32 activations, whatever the weights, as `precision="float32"` means.
     """
 
     def __init__(self, graph: Graph, weights: Mapping[str, WeightData], *, is_exact: bool) -> None:

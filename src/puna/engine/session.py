@@ -35,8 +35,8 @@ class InferenceSession:
     Args:
         devices: Where models run: one CPU, which is also the default.
         num_threads: Threads that work on a step; None: as many as this process may use (affinity and quota).
-        precision: `"auto"` rounds activations to 8 bits where a weight's format has an integer kernel; `"float32"`
-            makes every product take float32 activations.
+        precision: `"auto"` rounds activations to 8 bits where a weight's format has an integer kernel, and to bfloat16
+            where weights are bfloat16; `"float32"` makes every product take float32 activations.
         variant: Which kernels (`"scalar"`, `"avx2"`, …); None: the best that this machine runs, or `PUNA_VARIANT`.
 
     Raises:

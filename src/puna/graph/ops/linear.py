@@ -1,4 +1,4 @@
-"""Look-ups in weight matrices, products with them, and the rounding of activations to 8 bits before some products."""
+"""Look-ups in weight matrices, products with them, and the rounding of activations before some products."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -91,7 +92,7 @@ class MatMul(Op):
     A matrix in a block format that has an integer kernel is multiplied with activations rounded to 8 bits
     (`quantize_codes`); the twin then multiplies the rounded activations with the exact values of the blocks: the same
     sum in exact arithmetic. `two_terms` adds the codes of what the first ones leave: about 15 bits instead of 7, for
-    twice the arithmetic.
+    twice the arithmetic. A bfloat16 matrix takes activations rounded to bfloat16.
     """
 
     weight: Weight
@@ -114,8 +115,11 @@ class MatMul(Op):
 
     def evaluate(self, inputs: Sequence[Array], context: EvaluationContext) -> tuple[Array, ...]:
         x = inputs[0]
-        if context.takes_codes(self.weight):
+        rounding = context.rounding(self.weight)
+        if rounding == "codes":
             x = round_operand(x, two_terms=self.two_terms)
+        elif rounding == "bfloat16":
+            x = x.astype(ml_dtypes.bfloat16).astype(np.float32)
         y = x @ context.weight(self.weight).T
         return (y if self.bias is None else y + context.weight(self.bias),)
 

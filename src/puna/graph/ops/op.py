@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,11 @@ from puna.errors import DTypeError, ShapeError
 from puna.graph.type import TensorType, describe
 from puna.graph.value import Weight
 
-__all__ = ["Array", "EvaluationContext", "Float32Array", "Op", "check_dtype", "check_float_rows"]
+__all__ = ["Array", "EvaluationContext", "Float32Array", "Op", "Rounding", "check_dtype", "check_float_rows"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
+Rounding: TypeAlias = Literal["none", "bfloat16", "codes"]
 
 
 class EvaluationContext(Protocol):
@@ -30,8 +31,8 @@ class EvaluationContext(Protocol):
     def weight(self, weight: Weight) -> Float32Array:
         """The weight's values in its logical shape."""
 
-    def takes_codes(self, weight: Weight) -> bool:
-        """Whether products with this weight quantize the activations to 8 bits first."""
+    def rounding(self, weight: Weight) -> Rounding:
+        """What products with this weight round the activations to: nothing, bfloat16, or codes of 8 bits."""
 
     def scoped(self, prefix: str, layer: int) -> EvaluationContext:
         """The context inside a subgraph call."""
