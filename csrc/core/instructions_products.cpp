@@ -176,7 +176,6 @@ class Matmul final : public Instruction {
       if (biases_[i] >= 0) check_vector(declarations, frame, "biases", biases_[i], matrix.rows());
       outputs += matrix.rows();
     }
-    if (two_terms_ && partner != Partner::a8) invalid("'two_terms' is for matrices that take int8 activations");
     const Rows rows = partner == Partner::a8 ? check_a8(declarations, "x", x_, width_, two_terms_)
                                              : check_floats(declarations, "x", x_, 0, width_);
     check_same_rows("x", rows, "out", check_floats(declarations, "out", out_, out_col_, outputs));
@@ -189,7 +188,7 @@ class Matmul final : public Instruction {
 
   Cost cost(const Step& step, const Frame& frame) const override {
     Cost cost;
-    const int64_t rows = step.rows_of(x_), terms = two_terms_ ? 2 : 1;
+    const int64_t rows = step.rows_of(x_), terms = two_terms_ && is_a8(step, frame) ? 2 : 1;
     for (const int64_t weight : weights_) {
       const PackedMatrix& matrix = *step.weight(frame.weight_base + weight).matrix;
       cost.bytes += matrix.bytes() + rows * matrix.rows() * kFloat * (residual_ >= 0 ? 2 : 1);
@@ -233,7 +232,7 @@ class Matmul final : public Instruction {
       args.x = a8 ? nullptr : step.floats_of(x_);
       args.ldx = step.ld(x_);
       args.a8 = a8 ? step.bytes_of(x_) : nullptr;
-      args.two_terms = two_terms_;
+      if (two_terms_) take_exactly(args);
       args.m = step.rows_of(x_);
       args.out = step.floats_of(out_) + out_col_ + column;
       args.ldo = step.ld(out_);

@@ -69,6 +69,11 @@ MatmulArgs product_args(const PackedMatrix& matrix) {
   return args;
 }
 
+void take_exactly(MatmulArgs& args) {
+  args.two_terms = partner_of(args.kernel) == Partner::a8;
+  if (args.kernel == Kernel::bf16) args.kernel = Kernel::bf16_exact;
+}
+
 Work product_work(std::span<const MatmulArgs> segments) {
   Work work;
   const int64_t rows = segments.front().m;
@@ -99,7 +104,6 @@ std::vector<float> multiply(const KernelTable& kernels, std::span<const PackedMa
     if (matrix->partner() != partner) invalid("matrices of one matmul take float32 and int8 activations");
     width += matrix->rows();
   }
-  if (two_terms && partner != Partner::a8) invalid("two_terms is for matrices that take int8 activations");
   Memory a8;
   if (partner == Partner::a8) a8.reserve((m + 15) / 16 * 16 * a8_row_bytes(cols) * (two_terms ? 2 : 1));
   std::vector<float> out(static_cast<size_t>(m * width));
@@ -110,7 +114,7 @@ std::vector<float> multiply(const KernelTable& kernels, std::span<const PackedMa
     args.x = partner == Partner::f32 ? x : nullptr;
     args.ldx = cols;
     args.a8 = partner == Partner::a8 ? a8.data() : nullptr;
-    args.two_terms = two_terms;
+    if (two_terms) take_exactly(args);
     args.m = m;
     args.out = out.data() + column;
     args.ldo = width;

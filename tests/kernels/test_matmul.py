@@ -120,8 +120,10 @@ def test_bfloat16_weights_round_activations_unless_told_otherwise(variant: str) 
     weights = ggml_blocks.dequantized("BF16", data, 1024)
     full = _native.matmul([_native.PackedMatrix("BF16", data, 40, 1024, "float32")], x, variant, 1)
     assert same_bits(full, float_product(weights, x))
+    matrix = _native.PackedMatrix("BF16", data, 40, 1024)
+    assert same_bits(_native.matmul([matrix], x, variant, 1, two_terms=True), full)
     exact = x.astype(np.float64) @ weights.astype(np.float64).T
-    rounded = _native.matmul([_native.PackedMatrix("BF16", data, 40, 1024)], x, variant, 1)
+    rounded = _native.matmul([matrix], x, variant, 1)
     error = np.sqrt(((rounded - exact) ** 2).mean() / (exact**2).mean())
     assert 1e-4 < error < 2.5e-3
 

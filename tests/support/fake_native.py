@@ -163,7 +163,6 @@ class _Run:
     ) -> None:  # fmt: skip
         matrices = [self._w(index) for index in weights]
         (partner,) = {matrix.partner for matrix in matrices}
-        assert partner == "a8" or not two_terms
         rows = self.codes[x] if partner == "a8" else self._read(x, width)
         parts = []
         for matrix, bias in zip(matrices, biases, strict=True):

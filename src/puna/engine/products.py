@@ -248,7 +248,7 @@ class ProductLowering:
             clip=run[0].clip,
             residual=residual,
             multiplier=run[0].multiplier,
-            two_terms=operand.kind == "a8x2",
+            two_terms=run[0].op.two_terms,
         )
 
     def _sum_buffer(self, value: Value, *terms: VirtualBuffer, avoid: VirtualBuffer | None = None) -> VirtualBuffer:

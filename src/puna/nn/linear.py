@@ -18,7 +18,7 @@ class Linear:
         weight: `[out_features, in_features]`.
         bias: `[out_features]` or None.
         two_terms: Activations that are rounded to 8 bits for this product are taken in two terms, which leave an
-            error of about 15 bits, for twice the arithmetic.
+            error of about 15 bits, for twice the arithmetic; those that are rounded to bfloat16 are not rounded.
     """
 
     weight: Weight

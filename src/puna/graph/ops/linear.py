@@ -92,7 +92,7 @@ class MatMul(Op):
     A matrix in a block format that has an integer kernel is multiplied with activations rounded to 8 bits
     (`quantize_codes`); the twin then multiplies the rounded activations with the exact values of the blocks: the same
     sum in exact arithmetic. `two_terms` adds the codes of what the first ones leave: about 15 bits instead of 7, for
-    twice the arithmetic. A bfloat16 matrix takes activations rounded to bfloat16.
+    twice the arithmetic. A bfloat16 matrix takes activations rounded to bfloat16, and with `two_terms` as they are.
     """
 
     weight: Weight
@@ -118,7 +118,7 @@ class MatMul(Op):
         rounding = context.rounding(self.weight)
         if rounding == "codes":
             x = round_operand(x, two_terms=self.two_terms)
-        elif rounding == "bfloat16":
+        elif rounding == "bfloat16" and not self.two_terms:
             x = x.astype(ml_dtypes.bfloat16).astype(np.float32)
         y = x @ context.weight(self.weight).T
         return (y if self.bias is None else y + context.weight(self.bias),)
@@ -132,6 +132,6 @@ def embedding(tokens: Value, weight: Weight) -> Value:
 def matmul(x: Value, weight: Weight, bias: Weight | None = None, *, two_terms: bool = False) -> Value:
     """Rows times the transpose of a matrix `[outputs, inputs]`, plus a bias `[outputs]` if there is one.
 
-    Where the matrix takes activations of 8 bits, `two_terms` gives it about 15.
+    Where the matrix takes activations of 8 bits, `two_terms` gives it about 15; where it takes bfloat16, float32.
     """
     return x.graph.add(MatMul(weight, bias, two_terms), x)[0]
