@@ -3,7 +3,8 @@
 # make check   style, types, layers, sanitizers, NEON         make slow     the slow tests
 # make oracles comparison with torch, transformers, llama.cpp make wheel    a wheel, run without a compiler
 # make bench   speed of MODEL                              make gate     kernels against a calibration loop
-# make versus  Puna and llama.cpp in turn, same files
+# make versus  Puna and llama.cpp in turn, same files; versus-vllm: and vLLM
+# make divergence  how far from float32 logits are, beside llama.cpp; writes the table of docs/numerics.md
 # make clean   removes what was built (make distclean: the environments too)
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ REPLAY_CASES := tests/kernels/cases
 CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL
 
-.PHONY: run build dev test slow check lint sanitize sanitize-address sanitize-thread neon oracles wheel bench gate versus clean distclean
+.PHONY: run build dev test slow check lint sanitize sanitize-address sanitize-thread neon oracles wheel bench gate versus versus-vllm divergence oracles-ready clean distclean
 .DELETE_ON_ERROR:
 
 run: build
@@ -65,7 +66,10 @@ check: lint sanitize neon
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports --no-cache
+
+oracles-ready: $(ORACLES)/.built
 
 oracles: $(ORACLES)/.built
 	$(ORACLES)/bin/python -m pytest $(PYTEST_FLAGS) tests/oracle
@@ -118,13 +122,21 @@ neon: $(VENV)/.tools
 	qemu-aarch64 -L /usr/aarch64-linux-gnu build/neon/puna_replay $(REPLAY_CASES)
 
 bench: build
+	@$(BIN)/puna pull $(MODEL) >/dev/null
 	@$(BIN)/puna bench $(MODEL)
+	@printf '\nWhere the time goes: puna bench %s --test tg64 --trace trace.json. Beside llama.cpp: make versus.\n' $(MODEL)
 
 gate: dev
 	@$(BIN)/python benchmarks/gate.py
 
 versus: dev
 	@$(BIN)/python benchmarks/versus_llamacpp.py
+
+versus-vllm: dev
+	@$(BIN)/python benchmarks/versus_vllm.py
+
+divergence: oracles-ready
+	@PYTHONPATH=tests $(ORACLES)/bin/python benchmarks/divergence.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.dev $(ORACLES)/.built

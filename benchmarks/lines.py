@@ -38,7 +38,7 @@ class Line:
     def title(self) -> str:
         """For people."""
         spec = self.spec
-        what = "prompt" if spec.kind == "pp" else "text"
+        what = f"prompt of {spec.tokens}" if spec.kind == "pp" else "text"
         depth = f" at depth {spec.depth:,}" if spec.depth else ""
         several = f", {spec.sequences} at once" if spec.sequences > 1 else ""
         return f"{self.model} {self.encoding}: {what}{depth}{several}"

@@ -13,96 +13,99 @@ import time
 from typing import Any, Final
 
 import llama_cpp
+
 from worker import peak_bytes, serve
 
 CHUNK: Final = 512
 _SLACK: Final = 64
 
 
-@llama_cpp.llama_log_callback
-def _quiet(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
+def _say_nothing(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
     """Swallows what the library has to say."""
 
 
+_QUIET: Final = llama_cpp.llama_log_callback(_say_nothing)  # kept: the library holds no reference
+
+
 class Rival:
-    """A model and its contexts.
+    """A model, and a context for each kind of test.
 
     Args:
         path: A GGUF file.
         threads: Threads that work on a step.
-        longest: Most tokens of a sequence.
-        sequences: Most sequences at once.
     """
 
-    def __init__(self, path: str, threads: int, longest: int, sequences: int) -> None:
-        llama_cpp.llama_log_set(_quiet, ctypes.c_void_p())
+    def __init__(self, path: str, threads: int) -> None:
+        llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p())
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
-        self._threads, self._longest = threads, longest
+        self._threads = threads
         self._draw = random.Random(0)
-        self._context: Any = None
-        self._settings: tuple[bool, int] | None = None
-        self._depth = 0  # tokens that every sequence keeps in the cache
-        self._batch = llama_cpp.llama_batch_init(max(CHUNK, sequences), 0, 1)
+        self._contexts: dict[tuple[bool, int, int, int], Any] = {}
+        self._batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
 
-    def prepare(self, flash: bool, sequences: int, depth: int) -> None:
-        """Has a context of these settings, in whose cache every sequence has `depth` tokens."""
-        if self._settings != (flash, sequences):
-            self._open(flash, sequences)
-        memory = llama_cpp.llama_get_memory(self._context)
-        if depth == self._depth:
-            for sequence in range(sequences):
-                llama_cpp.llama_memory_seq_rm(memory, sequence, depth, -1)
-            return
-        llama_cpp.llama_memory_clear(memory, False)
+    def measure(self, kind: str, tokens: int, depth: int, sequences: int, flash: bool, is_brief: bool = False) -> float:
+        """Runs a test and returns tokens per second.
+
+        Args:
+            kind: `pp` or `tg`.
+            tokens: Read or generated, per sequence.
+            depth: Tokens of each sequence in the cache before.
+            sequences: At once.
+            flash: Whether attention is ggml's flash attention.
+            is_brief: Whether a small part of the tokens will do, because the time does not matter.
+        """
+        context = self._context(tokens, depth, sequences, flash)
+        memory = llama_cpp.llama_get_memory(context)
         for sequence in range(sequences):
-            self.read(depth, sequence, 0)
-        self._depth = depth
-
-    def read(self, count: int, sequence: int, position: int) -> None:
-        """Reads random tokens of a sequence."""
-        for begin in range(0, count, CHUNK):
-            size = min(CHUNK, count - begin)
-            rows = [(sequence, position + begin + i) for i in range(size)]
-            self._decode(rows, last_only=True)
-
-    def generate(self, count: int, sequences: int, position: int) -> None:
-        """A random token for every sequence, `count` times."""
-        for step in range(count):
-            self._decode([(sequence, position + step) for sequence in range(sequences)], last_only=False)
-
-    def measure(self, kind: str, tokens: int, depth: int, sequences: int, flash: bool) -> float:
-        """Runs a test and returns tokens per second."""
-        self.prepare(flash, sequences, depth)
+            llama_cpp.llama_memory_seq_rm(memory, sequence, depth, -1)
+        count = min(tokens, 64 if kind == "pp" else 2) if is_brief else tokens
         begin = time.perf_counter()
         if kind == "pp":
             for sequence in range(sequences):
-                self.read(tokens, sequence, depth)
+                self._read(context, count, sequence, depth)
         else:
-            self.generate(tokens, sequences, depth)
-        return tokens * sequences / (time.perf_counter() - begin)
+            for step in range(count):
+                self._decode(context, [(sequence, depth + step) for sequence in range(sequences)], last_only=False)
+        return count * sequences / (time.perf_counter() - begin)
 
-    def _open(self, flash: bool, sequences: int) -> None:
-        if self._context is not None:
-            llama_cpp.llama_free(self._context)
-        params = llama_cpp.llama_context_default_params()
-        length = -(-(self._longest + _SLACK) // 256) * 256
-        params.n_ctx = length * sequences  # each sequence has a part of its own
-        params.n_seq_max = sequences
-        params.kv_unified = False
-        params.n_batch = params.n_ubatch = CHUNK
-        params.n_threads = params.n_threads_batch = self._threads
-        on, off = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.flash_attn_type = on if flash else off
-        self._context = llama_cpp.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise RuntimeError("llama.cpp cannot make a context")
-        self._settings, self._depth = (flash, sequences), 0
+    def forget(self) -> None:
+        """Frees all contexts."""
+        for context in self._contexts.values():
+            llama_cpp.llama_free(context)
+        self._contexts.clear()
 
-    def _decode(self, rows: list[tuple[int, int]], last_only: bool) -> None:
+    def _context(self, tokens: int, depth: int, sequences: int, flash: bool) -> Any:
+        """A context of these settings, in whose cache every sequence has `depth` tokens at least."""
+        key = (flash, sequences, depth, tokens)
+        if key not in self._contexts:
+            params = llama_cpp.llama_context_default_params()
+            # Each sequence has a part of the cache to itself, which is the faster arrangement.
+            params.n_ctx = -(-(depth + tokens + _SLACK) // 256) * 256 * sequences
+            params.n_seq_max = sequences
+            params.kv_unified = False
+            params.n_batch = params.n_ubatch = CHUNK
+            params.n_threads = params.n_threads_batch = self._threads
+            on, off = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.flash_attn_type = on if flash else off
+            context = llama_cpp.llama_init_from_model(self._model, params)
+            if not context:
+                raise RuntimeError("llama.cpp cannot make a context")
+            self._contexts[key] = context
+            for sequence in range(sequences):
+                self._read(context, depth, sequence, 0)
+        return self._contexts[key]
+
+    def _read(self, context: Any, count: int, sequence: int, position: int) -> None:
+        """Reads random tokens of a sequence, in pieces."""
+        for begin in range(0, count, CHUNK):
+            size = min(CHUNK, count - begin)
+            self._decode(context, [(sequence, position + begin + i) for i in range(size)], last_only=True)
+
+    def _decode(self, context: Any, rows: list[tuple[int, int]], last_only: bool) -> None:
         batch = self._batch
         batch.n_tokens = len(rows)
         for i, (sequence, position) in enumerate(rows):
@@ -111,10 +114,10 @@ class Rival:
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
             batch.logits[i] = not last_only or i == len(rows) - 1
-        status = llama_cpp.llama_decode(self._context, batch)
+        status = llama_cpp.llama_decode(context, batch)
         if status != 0:
             raise RuntimeError(f"llama_decode ended with status {status}")
-        llama_cpp.llama_synchronize(self._context)
+        llama_cpp.llama_synchronize(context)
 
 
 def first_token(path: str, threads: int) -> None:
@@ -125,24 +128,25 @@ def first_token(path: str, threads: int) -> None:
 
 
 def main() -> None:
-    """Arguments: model, threads, longest sequence, most sequences; or `--first-token`, model, threads."""
+    """Arguments: model and threads; or `--first-token`, model, threads."""
     if sys.argv[1] == "--first-token":
         first_token(sys.argv[2], int(sys.argv[3]))
         return
     begin = time.perf_counter()
-    rival = Rival(sys.argv[1], *map(int, sys.argv[2:5]))
+    rival = Rival(sys.argv[1], int(sys.argv[2]))
     load = time.perf_counter() - begin
 
-    def run(kind: str, tokens: int, depth: int, sequences: int, flash: bool, **_names: Any) -> dict[str, Any]:
-        return {"tokens_per_s": rival.measure(kind, tokens, depth, sequences, flash)}
+    def run(**settings: Any) -> dict[str, Any]:
+        return {"tokens_per_s": rival.measure(**settings)}
 
-    def warm(kind: str, tokens: int, depth: int, sequences: int, flash: bool, **_names: Any) -> dict[str, Any]:
-        rival.measure(kind, tokens if kind == "pp" else 2, depth, sequences, flash)
+    def forget() -> dict[str, Any]:
+        rival.forget()
         return {}
 
-    features = llama_cpp.llama_print_system_info().decode()
+    parts = llama_cpp.llama_print_system_info().decode().replace("CPU :", "").split("|")
+    features = [name for name, _, value in (part.strip().partition(" = ") for part in parts) if value == "1"]
     greeting = {"version": llama_cpp.__version__, "features": features, "load_s": load}
-    serve(greeting, {"warm": warm, "run": run, "peak": lambda: {"bytes": peak_bytes()}})
+    serve(greeting, {"run": run, "forget": forget, "peak": lambda: {"bytes": peak_bytes()}})
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from worker import peak_bytes, serve
-
 from puna import _native
 from puna.entrypoints.benchmark.runner import Runner
 from puna.entrypoints.benchmark.specs import parse_spec
+from worker import peak_bytes, serve
 
 
 def main() -> None:
@@ -18,11 +17,11 @@ def main() -> None:
     specs = {name: parse_spec(name) for name in names}
     runner = Runner(model, list(specs.values()), threads=int(threads))
 
-    def warm(test: str, **_settings: Any) -> dict[str, Any]:
+    def warm(test: str) -> dict[str, Any]:
         runner.warm(specs[test])
         return {}
 
-    def run(test: str, **_settings: Any) -> dict[str, Any]:
+    def run(test: str) -> dict[str, Any]:
         return {"tokens_per_s": runner.run(specs[test])}
 
     def limits(seconds: float) -> dict[str, Any]:

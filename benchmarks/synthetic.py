@@ -2,6 +2,7 @@
 
     python benchmarks/synthetic.py Q4_K_M Q8_0          prints the paths of two files, written unless they exist
     python benchmarks/synthetic.py --size 8B Q4_K_M
+    python benchmarks/synthetic.py safetensors          a directory: bfloat16, config.json, tokenizer.json
 
 Speed does not depend on what weights say, so nothing is quantized: codes are random bytes, and scales make every
 matrix keep the size of what it is multiplied with. Which tensor has which type follows llama.cpp's `Q4_K_M` and the
@@ -11,8 +12,10 @@ like, so the files have the sizes of real ones. They go into the user's cache ($
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +25,13 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 from gguf.constants import GGML_QUANT_SIZES
 
+from environments import benchmarks_cache
+
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 VERSION: Final = 1  # of what is written; part of the files' names
 ENCODINGS: Final = ("Q4_K_M", "Q4_0", "Q8_0", "BF16")
+SAFETENSORS: Final = "safetensors"
 SPECIAL_TOKENS: Final = 256
 _NAMED_SPECIAL: Final = {
     0: "<|begin_of_text|>",
@@ -83,17 +89,23 @@ SHAPES: Final = {
 
 
 def cached(size: str, encoding: str) -> Path:
-    """The file of this size and encoding in the user's cache; written first unless it is there."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(root) / "puna" / "benchmarks" / f"{SHAPES[size].name}-random-{VERSION}-{encoding}.gguf"
+    """The file of this size and encoding (`safetensors`: the directory) in the user's cache; written if missing."""
+    shape = SHAPES[size]
+    is_directory = encoding == SAFETENSORS
+    path = benchmarks_cache() / f"{shape.name}-random-{VERSION}-{encoding}{'' if is_directory else '.gguf'}"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch = path.with_name(f"{path.name}.{os.getpid()}")
         try:
-            write(scratch, SHAPES[size], encoding)
-            scratch.replace(path)
+            if is_directory:
+                write_directory(scratch, shape)
+            else:
+                write(scratch, shape, encoding)
+            scratch.rename(path)
         finally:
-            scratch.unlink(missing_ok=True)
+            if is_directory:
+                shutil.rmtree(scratch, ignore_errors=True)
+            else:
+                scratch.unlink(missing_ok=True)
     return path
 
 
@@ -108,8 +120,8 @@ def write(path: Path, shape: Shape, encoding: str, seed: int = 0) -> None:
     """
     writer = GGUFWriter(path, "llama")
     _add_metadata(writer, shape, encoding)
-    tensors = list(_tensors(shape, encoding))
-    for name, rows, columns, kind in tensors:
+    contents = list(tensors(shape, encoding))
+    for name, rows, columns, kind in contents:
         block, size = GGML_QUANT_SIZES[kind]
         row_bytes = columns // block * size
         if rows == 1:
@@ -120,18 +132,106 @@ def write(path: Path, shape: Shape, encoding: str, seed: int = 0) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     draw = np.random.Generator(np.random.SFC64(seed))
-    for name, rows, columns, kind in tensors:
+    for name, rows, columns, kind in contents:
         data: np.ndarray[Any, Any]
         if name == "rope_freqs.weight":
             data = rope_factors(shape)
         elif rows == 1:
             data = np.ones(columns, np.float32)
         else:
-            # Embeddings are small, as trained ones are; matrices keep the size of their input.
-            deviation = 0.02 if name in ("token_embd.weight", "output.weight") else 1 / math.sqrt(columns)
-            data = random_blocks(draw, kind, rows * columns, deviation)
+            data = random_blocks(draw, kind, rows * columns, _deviation(name, columns))
         writer.write_tensor_data(data)
     writer.close()
+
+
+def write_directory(directory: Path, shape: Shape, seed: int = 0) -> None:
+    """Writes a checkpoint in bfloat16 as Hugging Face lays it out: config.json, tokenizer.json, model.safetensors.
+
+    Args:
+        directory: Where to; it is made.
+        shape: Its sizes.
+        seed: Of the weights.
+    """
+    directory.mkdir()
+    tokens, merges = _tokenizer(shape.vocabulary - SPECIAL_TOKENS)
+    first = len(tokens)
+    special = _special_tokens()
+    scaling = {"rope_type": "llama3", "factor": shape.rope_factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": scaling | {"original_max_position_embeddings": 8192},
+        "tie_word_embeddings": shape.is_tied,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": first,
+        "eos_token_id": first + 9,
+        "torch_dtype": "bfloat16",
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": first + i, "content": token, **flags} for i, token in enumerate(special)]
+    tokenizer = {"version": "1.0", "added_tokens": added, "pre_tokenizer": level, "decoder": level, "model": model}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    names = {"bos_token": special[0], "eos_token": special[9], "chat_template": _TEMPLATE}
+    names["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (directory / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
+    _write_safetensors(directory / "model.safetensors", shape, seed)
+
+
+def _write_safetensors(path: Path, shape: Shape, seed: int) -> None:
+    """A header of JSON, and the bytes of the tensors one after the other."""
+    header: dict[str, Any] = {}
+    contents = [tensor for tensor in tensors(shape, "BF16") if tensor[0] != "rope_freqs.weight"]
+    end = 0
+    for name, rows, columns, _kind in contents:
+        begin, end = end, end + 2 * rows * columns
+        sizes = [columns] if rows == 1 else [rows, columns]
+        header[_hugging_face_name(name)] = {"dtype": "BF16", "shape": sizes, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    draw = np.random.Generator(np.random.SFC64(seed))
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, rows, columns, _kind in contents:
+            if rows == 1:
+                file.write(np.full(columns, 0x3F80, "<u2").tobytes())  # 1.0
+            else:
+                data = random_blocks(draw, GGMLQuantizationType.BF16, rows * columns, _deviation(name, columns))
+                file.write(data.data)
+
+
+def _hugging_face_name(name: str) -> str:
+    """Of a tensor that GGUF calls `name`."""
+    outer = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    parts = name.removesuffix(".weight").split(".")
+    if len(parts) == 1:
+        return f"{outer[parts[0]]}.weight"
+    inner = {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+    return f"model.layers.{parts[1]}.{inner[parts[2]]}.weight"
 
 
 def random_blocks(draw: np.random.Generator, kind: GGMLQuantizationType, count: int, deviation: float) -> Bytes:
@@ -186,7 +286,7 @@ def rope_factors(shape: Shape) -> np.ndarray[Any, np.dtype[np.float32]]:
     return (1 / ((1 - blend) / shape.rope_factor + blend)).astype(np.float32)
 
 
-def _tensors(shape: Shape, encoding: str) -> Iterator[tuple[str, int, int, GGMLQuantizationType]]:
+def tensors(shape: Shape, encoding: str) -> Iterator[tuple[str, int, int, GGMLQuantizationType]]:
     """Names, rows (1: a vector), columns and types, in the order of the file."""
     types = GGMLQuantizationType
     f32 = types.F32
@@ -210,6 +310,11 @@ def _tensors(shape: Shape, encoding: str) -> Iterator[tuple[str, int, int, GGMLQ
         yield f"{prefix}.ffn_gate.weight", shape.inner, hidden, base
         yield f"{prefix}.ffn_up.weight", shape.inner, hidden, base
         yield f"{prefix}.ffn_down.weight", hidden, shape.inner, better
+
+
+def _deviation(name: str, columns: int) -> float:
+    """Embeddings are small, as trained ones are; matrices keep the size of their input."""
+    return 0.02 if name in ("token_embd.weight", "output.weight") else 1 / math.sqrt(columns)
 
 
 def _gets_more_bits(layer: int, layers: int) -> bool:
@@ -241,7 +346,7 @@ def _add_metadata(writer: GGUFWriter, shape: Shape, encoding: str) -> None:
     writer.add_vocab_size(shape.vocabulary)
     tokens, merges = _tokenizer(shape.vocabulary - SPECIAL_TOKENS)
     first = len(tokens)
-    tokens += [_NAMED_SPECIAL.get(i, f"<|reserved_special_token_{i}|>") for i in range(SPECIAL_TOKENS)]
+    tokens += _special_tokens()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(tokens)
@@ -250,6 +355,10 @@ def _add_metadata(writer: GGUFWriter, shape: Shape, encoding: str) -> None:
     writer.add_bos_token_id(first)
     writer.add_eos_token_id(first + 9)
     writer.add_chat_template(_TEMPLATE)
+
+
+def _special_tokens() -> list[str]:
+    return [_NAMED_SPECIAL.get(i, f"<|reserved_special_token_{i}|>") for i in range(SPECIAL_TOKENS)]
 
 
 def _tokenizer(count: int) -> tuple[list[str], list[str]]:
@@ -273,7 +382,7 @@ def _tokenizer(count: int) -> tuple[list[str], list[str]]:
 def main() -> None:
     """Writes the files that are asked for and prints where they are."""
     parser = argparse.ArgumentParser(description="Write Llama checkpoints with random weights.")
-    parser.add_argument("encodings", nargs="+", choices=ENCODINGS, metavar="ENCODING")
+    parser.add_argument("encodings", nargs="+", choices=(*ENCODINGS, SAFETENSORS), metavar="ENCODING")
     parser.add_argument("--size", choices=SHAPES, default="1B")
     arguments = parser.parse_args()
     for encoding in arguments.encodings:

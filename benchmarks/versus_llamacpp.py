@@ -3,10 +3,12 @@
     python benchmarks/versus_llamacpp.py                    all lines; the table on standard output
     python benchmarks/versus_llamacpp.py --only tg32        lines whose title or test has this in it
     python benchmarks/versus_llamacpp.py --large            8B lines too
+    python benchmarks/versus_llamacpp.py --variant avx2     kernels of older processors, and a llama.cpp built for them
 
 Each side is a process with the model loaded, told when to run. They take turns, and change who begins; a ratio is that
-of two neighbours, and what is stated is the median. For each line llama.cpp gets the flash-attention setting that was
-faster. The table, everything measured, and a picture go into a directory (`--out`).
+of two neighbours, and what is stated is the median. Turns during which something else ran are taken again. llama.cpp
+gets, for each line, the flash-attention setting that was faster. The table, everything measured, and a picture go into
+a directory (`--out`); publish.py takes them into the docs.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,104 +27,95 @@ from pathlib import Path
 from typing import Any, Final
 
 import synthetic
+from environments import FLAVOURS, llamacpp_python
 from lines import LARGE_LINES, LINES, Line, work_of
-from results import Comparison, Measured
-from worker import Worker
-
+from machine import Bystanders, kind_of_machine, machine_name
 from puna import _native
 from puna.entrypoints.benchmark.process import start_seconds
 from puna.models import DEFAULT_MODEL, find_model
+from results import Comparison, Measured
+from turns import Turns, take_turns
+from worker import Worker
 
 HERE: Final = Path(__file__).parent
+MEMORY_TITLE: Final = "1B Q4_K_M: peak memory"
+START_TITLE: Final = "smollm2 Q4_1: start to first token"
 _PROBE_S: Final = 1.5
-_PACKAGES: Final = ("numpy", "typing_extensions", "diskcache", "jinja2")
-
-
-def rival_python() -> Path:
-    """The interpreter of an environment with llama-cpp-python, made first unless it is there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    environment = cache / "puna" / "benchmarks" / "llamacpp-env"
-    done = environment / ".done"
-    if not done.exists():
-        note("making an environment for llama.cpp ...")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
-        python = environment / "bin" / "python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "cmake", "ninja", *_PACKAGES], check=True)
-        subprocess.run([HERE.parent / "tools" / "llama_cpp.sh", environment], check=True)
-        done.touch()
-    return environment / "bin" / "python"
 
 
 class Pair:
     """Both sides, with one model loaded."""
 
-    def __init__(self, path: Path, lines: Sequence[Line], threads: int, rival: Path) -> None:
-        tests = [line.test for line in lines]
-        specs = [line.spec for line in lines]
+    def __init__(self, path: Path, tests: Sequence[str], threads: int, rival: Path) -> None:
         self.ours = Worker([sys.executable, HERE / "puna_worker.py", path, str(threads), *tests])
-        longest, most = max(s.depth + s.tokens for s in specs), max(s.sequences for s in specs)
-        self.theirs = Worker([rival, HERE / "llamacpp_worker.py", path, str(threads), str(longest), str(most)])
+        self.theirs = Worker([rival, HERE / "llamacpp_worker.py", path, str(threads)])
 
-    def measure(self, line: Line, reps: int) -> tuple[list[float], list[float], str]:
-        """Values of both sides, and the rival's settings."""
-        spec = line.spec
-        common = {"kind": spec.kind, "tokens": spec.tokens, "depth": spec.depth, "sequences": spec.sequences}
-        best = {flash: self._try(common, flash) for flash in (False, True)}
-        flash = best[True] > best[False]
-        self.theirs.ask("warm", **common, flash=flash)  # at a depth, the last settings' cache is gone
+    def measure(self, line: Line, reps: int) -> tuple[dict[str, float], Turns, str]:
+        """The machine's limits, values of both sides, and the rival's settings."""
+        common = rival_arguments(line)
+        tries: dict[bool, float] = {}
+        for flash in (False, True):
+            self.theirs.ask("run", **common, flash=flash, is_brief=True)
+            tries[flash] = self.theirs.ask("run", **common, flash=flash)["tokens_per_s"]
+        flash = tries[True] > tries[False]
         self.ours.ask("warm", test=line.test)
-        ours: list[float] = []
-        theirs: list[float] = []
-        for rep in range(reps):
-            for is_ours in (True, False) if rep % 2 == 0 else (False, True):
-                if is_ours:
-                    ours.append(self.ours.ask("run", test=line.test)["tokens_per_s"])
-                else:
-                    theirs.append(self.theirs.ask("run", **common, flash=flash)["tokens_per_s"])
-        return ours, theirs, f"flash attention {'on' if flash else 'off'}"
+        limits = self.ours.ask("limits", seconds=_PROBE_S)
+        turns = take_turns(
+            lambda: float(self.ours.ask("run", test=line.test)["tokens_per_s"]),
+            lambda: float(self.theirs.ask("run", **common, flash=flash)["tokens_per_s"]),
+            reps,
+            Bystanders(self.ours.pid, self.theirs.pid),
+        )
+        self.theirs.ask("forget")
+        return limits, turns, f"flash attention {'on' if flash else 'off'}"
 
     def close(self) -> None:
         """Ends both processes."""
         self.ours.close()
         self.theirs.close()
 
-    def _try(self, common: dict[str, Any], flash: bool) -> float:
-        self.theirs.ask("warm", **common, flash=flash)
-        values = [self.theirs.ask("run", **common, flash=flash)["tokens_per_s"] for _ in range(2)]
-        return float(max(values))
+
+def rival_arguments(line: Line) -> dict[str, Any]:
+    """A test, as the rival's worker takes it."""
+    spec = line.spec
+    return {"kind": spec.kind, "tokens": spec.tokens, "depth": spec.depth, "sequences": spec.sequences}
 
 
 @contextmanager
-def pair(path: Path, lines: Sequence[Line], threads: int, rival: Path) -> Iterator[Pair]:
+def pair(path: Path, tests: Sequence[str], threads: int, rival: Path) -> Iterator[Pair]:
     """Both sides, ended at the end."""
-    both = Pair(path, lines, threads, rival)
+    both = Pair(path, tests, threads, rival)
     try:
         yield both
     finally:
         both.close()
 
 
-def peak_memory(path: Path, threads: int, rival: Path, reps: int) -> Measured:
+def peak_memory(threads: int, rival: Path, reps: int) -> Measured:
     """The most memory in use, of fresh processes that load a model, read a prompt of 512 tokens and generate 32."""
+    path = synthetic.cached("1B", "Q4_K_M")
     lines = [Line("1B", "Q4_K_M", test) for test in ("pp512", "tg32")]
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(reps):
-        with pair(path, lines, threads, rival) as both:
+        with pair(path, [line.test for line in lines], threads, rival) as both:
             for line in lines:
-                spec = line.spec
                 both.ours.ask("run", test=line.test)
-                both.theirs.ask("run", kind=spec.kind, tokens=spec.tokens, depth=0, sequences=1, flash=True)
+                both.theirs.ask("run", **rival_arguments(line), flash=True)
+                both.theirs.ask("forget")
             ours.append(both.ours.ask("peak")["bytes"] / 1e6)
             theirs.append(both.theirs.ask("peak")["bytes"] / 1e6)
-    size = path.stat().st_size / 1e6
-    return Measured("1B Q4_K_M: peak memory", "MB", tuple(ours), tuple(theirs), 0.0, f"file of {size:,.0f} MB, mapped")
+    turns = Turns(tuple(ours), tuple(theirs), 0.0)  # others do not change what memory is needed
+    return Measured(MEMORY_TITLE, "MB", turns, 0.0, f"file of {path.stat().st_size / 1e6:,.0f} MB, mapped")
 
 
 def start(threads: int, rival: Path, reps: int) -> Measured:
     """From the start of a process to the first token of the default model, all files in memory."""
     path = find_model(DEFAULT_MODEL).path
-    command = [rival, HERE / "llamacpp_worker.py", "--first-token", path, str(threads)]
+    command = [str(part) for part in (rival, HERE / "llamacpp_worker.py", "--first-token", path, threads)]
+
+    def ours() -> float:
+        return start_seconds(DEFAULT_MODEL, threads=threads)
 
     def theirs() -> float:
         begin = time.perf_counter()
@@ -136,25 +128,10 @@ def start(threads: int, rival: Path, reps: int) -> Measured:
             raise RuntimeError(f"llama.cpp's first token: status {process.returncode}")
         return seconds
 
-    start_seconds(DEFAULT_MODEL, threads=threads)
+    ours()
     theirs()
-    values = [(start_seconds(DEFAULT_MODEL, threads=threads), theirs()) for _ in range(reps)]
-    mine, others = zip(*values, strict=True)
-    return Measured("smollm2 Q4_1: start to first token", "s", mine, others, 0.0, "from Python too")
-
-
-def machine() -> str:
-    """The processor, and which kind of machine it is."""
-    cpu = _native.cpu_info()
-    features = set(cpu["features"])
-    runnable = _native.supported_variants()
-    kind = (
-        "AVX2" if "avx512" not in runnable else "AVX-512 VNNI and AMX" if "amx" in runnable else "AVX-512 VNNI, no AMX"
-    )
-    if platform.machine() != "x86_64":
-        kind = platform.machine()
-    assert features, "a processor has features"
-    return f"{cpu['model'] or cpu['vendor']} ({kind}, {len(cpu['affinity'])} cores)"
+    turns = take_turns(ours, theirs, reps, Bystanders(os.getpid()))
+    return Measured(START_TITLE, "s", turns, 0.0, "from Python too")
 
 
 def file_of(line: Line) -> Path:
@@ -169,44 +146,53 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def compare(lines: Sequence[Line], threads: int, reps: int, extras: bool) -> Comparison:
-    """Measures everything."""
-    rival = rival_python()
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        note(f"the load is {load:.2f}: something else is running, and these figures will be noisy")
+def compare(lines: Sequence[Line], threads: int, reps: int, rival: Path, flavour: str, extras: set[str]) -> Comparison:
+    """Measures lines, and what `extras` names of `MEMORY_TITLE` and `START_TITLE`."""
     probes: list[dict[str, float]] = []
-    pending: list[tuple[Line, list[float], list[float], str]] = []
-    version = ""
+    pending: list[tuple[Line, Turns, str]] = []
+    greetings: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for path, group in groupby(lines, file_of):
         own = list(group)
         note(f"loading {path.name}")
-        with pair(path, own, threads, rival) as both:
-            version = f"{both.theirs.greeting['version']}"
+        with pair(path, [line.test for line in own], threads, rival) as both:
+            greetings.append((both.ours.greeting, both.theirs.greeting))
             for line in own:
-                probes.append(both.ours.ask("limits", seconds=_PROBE_S))
-                ours, theirs, settings = both.measure(line, reps)
-                medians = " : ".join(f"{statistics.median(side):.1f}" for side in (ours, theirs))
-                note(f"{line.title}: {medians} tokens/s, {settings}")
-                pending.append((line, ours, theirs, settings))
-    limits = {name: max(probe[name] for probe in probes) for name in probes[0]}
+                limits, turns, settings = both.measure(line, reps)
+                medians = " : ".join(f"{statistics.median(side):.1f}" for side in (turns.ours, turns.theirs))
+                note(f"{line.title}: {medians} tokens/s, {settings}; others had {turns.disturbance:.0%}")
+                probes.append(limits)
+                pending.append((line, turns, settings))
+    best = {name: max(probe[name] for probe in probes) for name in probes[0]}
     measured = [
-        Measured(
-            line.title,
-            "tokens/s",
-            tuple(ours),
-            tuple(theirs),
-            work_of(file_of(line)).best_tokens_per_s(line.spec, limits),
-            settings,
-        )
-        for line, ours, theirs, settings in pending
+        Measured(line.title, "tokens/s", turns, work_of(file_of(line)).best_tokens_per_s(line.spec, best), settings)
+        for line, turns, settings in pending
     ]
-    if extras:
-        note("peak memory, start")
-        measured += [peak_memory(synthetic.cached("1B", "Q4_K_M"), threads, rival, 2), start(threads, rival, reps)]
+    if MEMORY_TITLE in extras:
+        note(MEMORY_TITLE)
+        measured.append(peak_memory(threads, rival, 2))
+    if START_TITLE in extras:
+        note(START_TITLE)
+        measured.append(start(threads, rival, reps))
     reads = [probe["read_gbps"] for probe in probes]
-    variant = _native.default_variant()
-    return Comparison(machine(), variant, version, threads, load, limits, (min(reads), max(reads)), measured)
+    ours_greeting, theirs_greeting = greetings[0]
+    return Comparison(
+        machine_name(),
+        kind_of_machine(),
+        str(ours_greeting["variant"]),
+        "llama.cpp",
+        f"{theirs_greeting['version']} (llama-cpp-python, {flavour_text(flavour, theirs_greeting['features'])})",
+        threads,
+        best,
+        (min(reads), max(reads)),
+        measured,
+    )
+
+
+def flavour_text(flavour: str, features: Sequence[str]) -> str:
+    """How the rival was built, by what it says of itself."""
+    widest = "AMX" if "AMX_INT8" in features else "AVX-512" if "AVX512" in features else "AVX2"
+    repack = ", repack" if "REPACK" in features else ""
+    return f"{flavour} build, {widest}{repack}"
 
 
 def main() -> None:
@@ -214,19 +200,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare Puna with llama.cpp on this machine.")
     parser.add_argument("--threads", type=int, default=_native.cpu_info()["default_threads"])
     parser.add_argument("--reps", type=int, default=5, help="alternations per line")
-    parser.add_argument("--only", metavar="TEXT", help="lines with this in their title or test; no memory, no start")
+    parser.add_argument("--only", metavar="TEXT", help="lines with this in their title or test")
     parser.add_argument("--large", action="store_true", help="8B lines too (a file of 5 GB)")
+    runnable = [name for name in _native.supported_variants() if name != "scalar"]
+    parser.add_argument("--variant", choices=runnable, help="Puna's kernels (default: the best of this machine)")
+    parser.add_argument("--rival", choices=FLAVOURS, help="llama.cpp's build (default: native, or that of --variant)")
     parser.add_argument("--out", type=Path, default=HERE.parent / "build" / "versus-llamacpp", metavar="DIRECTORY")
     arguments = parser.parse_args()
+    variant = arguments.variant or _native.default_variant()
+    os.environ["PUNA_VARIANT"] = variant  # for the processes that are started
+    best = kind_of_machine()
+    flavour = arguments.rival or ("native" if variant == best or variant not in FLAVOURS else variant)
     lines = [*LINES, *(LARGE_LINES if arguments.large else ())]
+    extras = {MEMORY_TITLE, START_TITLE}
     if arguments.only:
         lines = [line for line in lines if arguments.only in line.title or arguments.only in line.test]
+        extras = {title for title in extras if arguments.only in title}
     if not lines or arguments.reps < 1 or arguments.threads < 1:
         parser.error("nothing to measure")
     lines.sort(key=lambda line: (line.model, line.encoding))  # one model at a time
-    result = compare(lines, arguments.threads, arguments.reps, extras=not arguments.only)
+    result = compare(lines, arguments.threads, arguments.reps, llamacpp_python(flavour), flavour, extras)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "result.json").write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
+    (arguments.out / "result.json").write_text(json.dumps(result.as_json(), indent=1) + "\n", encoding="utf-8")
     (arguments.out / "result.md").write_text(result.as_markdown() + "\n", encoding="utf-8")
     (arguments.out / "result.svg").write_text(result.as_svg(), encoding="utf-8")
     print(result.as_markdown())

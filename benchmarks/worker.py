@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ class Worker:
             text=True,
             env=None if environment is None else dict(environment),
         )
+        self.pid = self._process.pid
         self.greeting = self._read()
 
     def ask(self, action: str, **arguments: Any) -> dict[str, Any]:
@@ -79,13 +79,6 @@ def peak_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/self/status has no VmHWM")
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that something takes."""
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 def _say(answer: Mapping[str, Any]) -> None:

@@ -97,6 +97,7 @@ def test_table_and_values_say_the_same(bench: Bench, tiny: str) -> None:
     assert status == 0
     assert re.search(r"^\| tg2 +\| +[\d.]+ \| +[\d.]+ \| tokens/s \|$", table, re.MULTILINE)
     assert "MB in use" in table and "GB/s" in table
+    assert re.search(r"That allows [\d,]+ tokens/s of a prompt and [\d,.]+ tokens/s of one sequence's text", table)
     status, values, _err = bench(*common, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(values)))
     assert status == 0 and [row["repetition"] for row in rows] == ["1", "2", "3"]
@@ -106,7 +107,7 @@ def test_table_and_values_say_the_same(bench: Bench, tiny: str) -> None:
 def test_report_numbers() -> None:
     results = [Result("pp4", [1.0, 5.0, 2.0]), Result("start", [0.25])]
     limits = {"read_gbps": 1.234, "f32_gflops": 2.0, "int8_gops": 3.0}
-    report = Report("m", "avx2", 2, 0.12345, 1_000_000, results, limits)
+    report = Report("m", "avx2", 2, 0.12345, 1_000_000, results, limits, (1234.5, 67.89))
     assert report.as_json() == {
         "model": "m",
         "variant": "avx2",
@@ -119,6 +120,7 @@ def test_report_numbers() -> None:
     lines = report.as_markdown().splitlines()
     assert lines[2] == "| pp4   |   2.00 |      2.08 | tokens/s |"
     assert lines[3] == "| start |  0.250 |     0.000 | s        |"
+    assert lines[-1].startswith("That allows 1,234 tokens/s of a prompt and 67.9 tokens/s of one")
     assert report.as_csv().splitlines()[4] == "m,avx2,2,0.1235,1000000,start,1,seconds,0.25"
 
 

@@ -10,22 +10,13 @@ import numpy as np
 import pytest
 
 from puna.models import find_model
+from support.divergence import TEXTS
 from support.family_model import all_logits, load_family
 from support.gguf_reference import reference_logits, transformers_model
 
 pytestmark = pytest.mark.oracle
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
-TEXTS = (
-    "The lighthouse keeper counted the ships that passed each evening and wrote their names in a ledger bound in green "
-    "cloth. In forty years he had filled eleven such ledgers, and nobody had ever asked to read one. When the light "
-    "was made automatic he carried them down the hill in a wheelbarrow, sat on the harbour wall and began to read.",
-    "def merge(left, right):\n    result = []\n    while left and right:\n        lower = left if left[0] <= right[0] "
-    "else right\n        result.append(lower.pop(0))\n    return result + left + right\n\n# merge([1, 4], [2]) is",
-    "Photosynthesis turns light into chemical energy. In plants it happens in the chloroplasts, where chlorophyll "
-    "absorbs mostly red and blue light; the green that is left over is what we see. Water is split, oxygen is given "
-    "off, and the energy that was gained builds sugar from carbon dioxide.",
-)
 PROMPTS = (
     "The capital of France is",
     "Once upon a time, in a village by the sea,",
@@ -34,7 +25,6 @@ PROMPTS = (
     "import numpy as np\n\ndef softmax(x):\n",
 )
 NEW_TOKENS = 48
-LICENSE = Path(__file__).parents[2] / "LICENSE"
 
 
 @pytest.fixture(scope="module")
@@ -62,42 +52,12 @@ def llama_logits(llama: llama_cpp.Llama, ids: list[int]) -> Logits:
     return np.array(llama.scores[: len(ids)], dtype=np.float32)
 
 
-def divergence(reference: Logits, other: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """KL(reference || other) of every position, in nats."""
-    first, second = log_softmax(reference), log_softmax(other)
-    result: np.ndarray[Any, np.dtype[np.float64]] = (np.exp(first) * (first - second)).sum(-1)
-    return result
-
-
-def log_softmax(logits: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    result: np.ndarray[Any, np.dtype[np.float64]] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result
-
-
 def test_full_precision_gives_the_logits_of_transformers(path: Path, reference: Any, llama: llama_cpp.Llama) -> None:
     prompts = [llama_tokens(llama, text) for text in TEXTS]
     found = all_logits(load_family(path), prompts)
     for ids, mine in zip(prompts, found, strict=True):
         expected = reference_logits(reference, ids)
         assert np.abs(mine - expected).max() <= 1e-4 * np.abs(expected).max()
-
-
-def test_divergence_is_no_larger_than_that_of_llama_cpp(
-    path: Path, reference: Any, llama: llama_cpp.Llama, record_property: Any
-) -> None:
-    prompts = [llama_tokens(llama, text)[:500] for text in (*TEXTS, LICENSE.read_text())]
-    found = all_logits(load_family(path, precision="auto", kv_cache_format="float16"), prompts)
-    ours, theirs = [], []
-    for ids, mine in zip(prompts, found, strict=True):
-        expected = reference_logits(reference, ids)
-        ours.append(divergence(expected, mine))
-        theirs.append(divergence(expected, llama_logits(llama, ids)))
-    mean, rival = float(np.concatenate(ours).mean()), float(np.concatenate(theirs).mean())
-    record_property("kl_puna", mean)
-    record_property("kl_llama_cpp", rival)
-    print(f"mean KL to float32: puna {mean:.6f}, llama.cpp {rival:.6f}")
-    assert 0 < mean <= rival
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
+from puna import _native
 from puna.dtype import DType
 from puna.engine.registry import bind_weights
 from puna.graph.weights import GGUFWeights, Weights
@@ -191,7 +192,7 @@ class ModelHeader:
             available=machine.available,
         )
 
-    def speed(self, limits: Mapping[str, float], has_integer_kernel: Mapping[str, bool]) -> SpeedEstimate:
+    def speed(self, limits: Mapping[str, float]) -> SpeedEstimate:
         """Bounds for prompt and generation.
 
         A generated token reads every matrix once; of the embedding only when it is the output matrix too. A prompt
@@ -199,7 +200,6 @@ class ModelHeader:
 
         Args:
             limits: What `puna._native.measure_limits` measured.
-            has_integer_kernel: For each encoding whether its products run on 8-bit integers.
         """
         stored = self.stored_classes()
         has_output = any(item.tensor_class == "output" for item in stored)
@@ -210,7 +210,8 @@ class ModelHeader:
                 continue
             read += item.size_bytes
             if item.tensor_class in ("attention", "mlp", "other"):
-                rate = limits["int8_gops"] if has_integer_kernel.get(item.encoding, False) else limits["f32_gflops"]
+                is_integer = item.encoding in _native.FORMATS and _native.format_info(item.encoding)[2] == "a8"
+                rate = limits["int8_gops"] if is_integer else limits["f32_gflops"]
                 seconds += 2 * item.elements / (rate * 1e9)
         return SpeedEstimate(
             read_gbps=limits["read_gbps"],

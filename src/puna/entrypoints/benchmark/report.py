@@ -52,6 +52,7 @@ class Report:
         peak_rss_bytes: The most memory that the process had in use before the machine was measured.
         results: The tests, in the order in which they were asked for.
         limits: What the machine does at most (`read_gbps`, `f32_gflops`, `int8_gops`).
+        bounds: Tokens per second that these allow for a prompt, and for one sequence's text; None: not known.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Report:
     peak_rss_bytes: int
     results: Sequence[Result]
     limits: dict[str, float]
+    bounds: tuple[float, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As docs/schemas/bench.json describes it."""
@@ -99,6 +101,12 @@ class Report:
             f"This machine: reads {limits['read_gbps']:.1f} GB/s; float32 {limits['f32_gflops']:,.0f} GFLOP/s, int8 "
             f"{limits['int8_gops']:,.0f} GOP/s.",
         ]
+        if self.bounds is not None:
+            prompt, text = self.bounds
+            lines.append(
+                f"That allows {prompt:,.0f} tokens/s of a prompt and {text:,.1f} tokens/s of one sequence's text, by "
+                "the matrices alone."
+            )
         return "\n".join(lines)
 
     def as_csv(self) -> str:

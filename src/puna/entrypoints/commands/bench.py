@@ -127,6 +127,7 @@ def _measure(
     from puna.entrypoints.benchmark.process import peak_rss_bytes, start_seconds
     from puna.entrypoints.benchmark.report import Report, Result
     from puna.entrypoints.llm import kernel_variant
+    from puna.entrypoints.model_header import open_header
 
     results = []
     for spec in specs:
@@ -141,7 +142,9 @@ def _measure(
     tell("measuring this machine")
     threads = options["threads"] or _native.cpu_info()["default_threads"]
     limits = _native.measure_limits(_PROBE_S, threads)
-    return Report(model, kernel_variant(), threads, runner.load_s, peak, results, limits)
+    allowed = open_header(model, revision=options["revision"]).speed(limits)
+    bounds = allowed.prompt_tokens_per_s, allowed.generation_tokens_per_s
+    return Report(model, kernel_variant(), threads, runner.load_s, peak, results, limits, bounds)
 
 
 def _save_traces(path: Path, tests: dict[str, list[TracedStep]]) -> None:

@@ -83,9 +83,7 @@ def _estimate(header: ModelHeader) -> dict[str, float]:
     from puna import _native
 
     limits = _native.measure_limits(_PROBE_S)
-    encodings = {item.encoding for item in header.stored_classes()}
-    integer = {name: name in _native.FORMATS and _native.format_info(name)[2] == "a8" for name in encodings}
-    return {name: round(value, 2) for name, value in asdict(header.speed(limits, integer)).items()}
+    return {name: round(value, 2) for name, value in asdict(header.speed(limits)).items()}
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -1,0 +1,82 @@
+"""Takes results into the repository: `benchmarks/results`, the tables of docs/performance.md, the README's picture.
+
+python benchmarks/publish.py build/versus-llamacpp/result.json
+python benchmarks/publish.py                    the tables and the picture anew, from the results that are there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Final
+
+import scaling
+from results import Comparison
+
+ROOT: Final = Path(__file__).parent.parent
+RESULTS: Final = ROOT / "benchmarks" / "results"
+PAGE: Final = ROOT / "docs" / "performance.md"
+PICTURE: Final = ROOT / "docs" / "speed.svg"
+_SHOWN: Final = ("llamacpp-amx", "llamacpp-avx512", "llamacpp-avx2")  # the first of these that there is, is the picture
+
+
+def between(text: str, name: str, new: str) -> str:
+    """The text with `new` between the markers `<!-- NAME -->` and `<!-- end of NAME -->`.
+
+    Raises:
+        ValueError: The markers are not there.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    head, found, rest = text.partition(begin)
+    _old, also_found, tail = rest.partition(end)
+    if not (found and also_found):
+        raise ValueError(f"{begin} … {end} not found")
+    return f"{head}{begin}\n\n{new.strip()}\n\n{end}{tail}"
+
+
+def stored() -> dict[str, Comparison]:
+    """All comparisons of the repository, by name, in the order in which they are shown."""
+    files = sorted(RESULTS.glob("*-*.json"))
+    return {file.stem: Comparison.from_json(json.loads(file.read_text(encoding="utf-8"))) for file in files}
+
+
+def tables(comparisons: dict[str, Comparison]) -> str:
+    """The generated part of the page."""
+    parts = []
+    for comparison in comparisons.values():
+        kernels = "" if comparison.variant == comparison.kind else f", kernels for {comparison.variant} only"
+        parts.append(f"### Beside {comparison.rival}, machine with {comparison.kind}{kernels}")
+        parts.append(comparison.as_markdown())
+    return "\n\n".join(parts)
+
+
+def shown(comparisons: dict[str, Comparison]) -> Comparison:
+    """The comparison that is the README's picture."""
+    return next(comparisons[name] for name in _SHOWN if name in comparisons)
+
+
+def page(text: str, comparisons: dict[str, Comparison]) -> str:
+    """docs/performance.md with its generated parts."""
+    text = between(text, "measured", tables(comparisons))
+    return between(text, "on paper", scaling.as_markdown(shown(comparisons)))
+
+
+def main() -> None:
+    """Stores results and writes what is made of all of them."""
+    parser = argparse.ArgumentParser(description="Take results of a comparison into the repository.")
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULT.json")
+    for file in parser.parse_args().results:
+        comparison = Comparison.from_json(json.loads(file.read_text(encoding="utf-8")))
+        target = RESULTS / f"{comparison.name}.json"
+        RESULTS.mkdir(exist_ok=True)
+        target.write_text(json.dumps(comparison.as_json(), indent=1) + "\n", encoding="utf-8")
+        print(target.relative_to(ROOT))
+    comparisons = stored()
+    PICTURE.write_text(shown(comparisons).as_svg(), encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), comparisons), encoding="utf-8")
+    print(f"{PICTURE.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
