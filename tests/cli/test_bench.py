@@ -135,7 +135,7 @@ def test_rates_count_all_sequences_and_only_what_is_measured(tiny: str, monkeypa
         steps += 1
         return float(steps)
 
-    monkeypatch.setattr("puna.entrypoints.benchmark.runner.time.perf_counter", clock)
+    monkeypatch.setattr("puna.entrypoints.benchmark.runner.perf_counter", clock)
     for spec in specs:
         runner.warm(spec)
     assert runner.run(specs[0]) == 300  # one step: its budget is 512 tokens

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Final
 
 import numpy as np
@@ -152,9 +152,9 @@ class Runner:
         return seconds
 
     def _step(self, look: Callable[[float], None] | None) -> float:
-        begin = time.perf_counter()
+        begin = perf_counter()
         deltas = self._llm.pipeline.step()
-        seconds = time.perf_counter() - begin
+        seconds = perf_counter() - begin
         for delta in deltas:
             if delta.error is not None:
                 raise delta.error
