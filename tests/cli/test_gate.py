@@ -54,7 +54,7 @@ def test_real_kernels_are_measured_and_twice_their_speed_is_not_reached(monkeypa
     monkeypatch.setattr(gate, "ROW_COUNTS", (8,))
     monkeypatch.setattr(gate, "_ROUNDS", 3)
     shares = gate.measure(_native.default_variant()).shares()
-    assert set(shares) == {"Q4_0/8", "BF16/8"} and all(0.01 < share < 1.2 for share in shares.values())
+    assert set(shares) == {"Q4_0/8", "BF16/8"} and all(0.01 < share < 4 for share in shares.values())
     assert len(slower(shares, {name: 2 * share for name, share in shares.items()})) == 2
 
 
