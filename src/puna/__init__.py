@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from puna.entrypoints.async_llm import AsyncLLM as AsyncLLM
     from puna.entrypoints.llm import LLM as LLM
     from puna.entrypoints.outputs import BeamSearchOutput as BeamSearchOutput
     from puna.entrypoints.outputs import ChoiceScore as ChoiceScore
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS: Final = {
+    "AsyncLLM": "puna.entrypoints.async_llm",
     "LLM": "puna.entrypoints.llm",
     "BeamSearchOutput": "puna.entrypoints.outputs",
     "ChoiceScore": "puna.entrypoints.outputs",

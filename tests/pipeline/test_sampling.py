@@ -123,7 +123,7 @@ def test_looking_at_few_candidates_first_changes_nothing(candidates: int, monkey
     choices = [{"top_p": 0.3}, {"top_p": 0.99}, {"top_k": 5}, {"top_k": 40, "top_p": 0.9}, {"min_p": 0.01}, {}]
     rows = [row(SamplingParams(seed=seed, temperature=1.5, **choices[seed % 6])) for seed in range(60)]  # type: ignore[arg-type]
     whole = sample(logits, rows)
-    monkeypatch.setattr("puna.pipelines.sampling.draw._CANDIDATES", candidates)
+    monkeypatch.setattr("puna.pipelines.sampling.draw._WIDTHS", (candidates,))
     assert sample(logits, rows) == whole
 
 

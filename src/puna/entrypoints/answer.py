@@ -37,6 +37,8 @@ class _Choice:
 
     def take(self, delta: GenerationDelta) -> bool:
         """Turns a step's tokens into text; True when a stop string ended it, which the loop cannot know."""
+        if self.finish_reason is not None:
+            return False  # tokens that were on their way when a stop string ended it
         finish, reason = delta.finish_reason, delta.stop_reason
         count = 0
         for token in delta.tokens:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast, overload
+from typing import Any, Final, Literal, Self, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from puna.tokenization import Tokenizer
 __all__ = ["LLM", "kernel_variant"]
 
 _T = TypeVar("_T")
+_SCORED_TOGETHER: Final = 32
 
 
 class LLM:
@@ -289,12 +290,12 @@ class LLM:
             ids = preparation.encode(request)[1]
             found.append(
                 search(
-                    lambda steps: self.answer_requests(steps, progress=False),
+                    self._driver,
                     ids,
                     params,
                     ends=ends,
                     vocab_size=preparation.vocab_size,
-                    room=self.max_model_len - len(ids),
+                    max_length=self.max_model_len,
                     detokenize=self.detokenize if preparation.has_tokenizer else lambda _ids: "",
                 )
             )
@@ -506,8 +507,15 @@ class LLM:
         contexts = [
             self._open.reading([*begin, *ending], reader) for ending, reader in zip(endings, readers, strict=True)
         ]
-        self._read(contexts[:1])  # its pages are found by the others
-        self._read(contexts[1:])
+        if len(contexts) == 1 or len(begin) == 1:
+            self._read(contexts)
+            return readers
+        # The first choice's token is foretold by the prompt's last one, which therefore each of them reads.
+        root = Answer(self._open.root(begin[:-1]), None, ())
+        with self._driver.running([root]):
+            self._driver.advance(root)
+            for first in range(0, len(contexts), _SCORED_TOGETHER):
+                self._read(contexts[first : first + _SCORED_TOGETHER], root)
         return readers
 
     def _read_prompts(self, prompts: Prompt | Sequence[Prompt], make: Callable[[], _T]) -> list[_T]:
@@ -519,10 +527,10 @@ class LLM:
         ])
         return readers
 
-    def _read(self, contexts: Sequence[Any]) -> None:
+    def _read(self, contexts: Sequence[Any], parent: Answer | None = None) -> None:
         """Runs contexts whose readers are what is wanted of them."""
         answers = [Answer(context, None, ()) for context in contexts]
-        with self._driver.running(answers):
+        with self._driver.running(answers, parent):
             for answer in answers:
                 self._driver.finish(answer)
                 error = answer.output().error

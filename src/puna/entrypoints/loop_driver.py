@@ -26,24 +26,50 @@ class LoopDriver:
         self._turn = FairLock()  # whoever has it may use the loop
         self._answers: dict[RequestID, Answer] = {}
 
-    @contextlib.contextmanager
-    def running(self, answers: Sequence[Answer]) -> Iterator[None]:
-        """The answers' requests are in the loop meanwhile; those that are not finished at the end are ended.
+    def begin(self, answers: Sequence[Answer], parent: Answer | None = None) -> None:
+        """Puts the answers' requests into the loop.
+
+        Args:
+            answers: Whose requests.
+            parent: A request that they begin like; while it is in the loop they share what it has computed.
 
         Raises:
-            InvalidRequestError: a request asks for what is not there, or can never fit; nothing is answered.
+            InvalidRequestError: a request asks for what is not there, or can never fit.
             QueueFullError: too many wait.
         """
-        try:
-            with self._turn:
-                for answer in answers:
+        with self._turn:
+            for answer in answers:
+                if parent is not None and not parent.is_finished:
+                    self._loop.fork(parent.context.request_id, answer.context)
+                else:
                     self._loop.add(answer.context)
-                    self._answers[answer.context.request_id] = answer
+                self._answers[answer.context.request_id] = answer
+
+    def end(self, answers: Sequence[Answer]) -> None:
+        """Ends those of the answers' requests that are still in the loop."""
+        with self._turn:
+            for answer in answers:
+                request_id = answer.context.request_id
+                if self._answers.get(request_id) is answer:
+                    del self._answers[request_id]
+                    if self._pipeline is not None:
+                        self._pipeline.abort(request_id)
+
+    @contextlib.contextmanager
+    def running(self, answers: Sequence[Answer], parent: Answer | None = None) -> Iterator[None]:
+        """The answers' requests are in the loop meanwhile. Arguments and errors are those of `begin`."""
+        try:
+            self.begin(answers, parent)
             yield
         finally:
+            self.end(answers)
+
+    def advance(self, answer: Answer) -> None:
+        """Takes steps until something new came for an answer."""
+        while not answer.has_news and not answer.is_finished:
             with self._turn:
-                for answer in answers:
-                    self._drop(answer)
+                if not answer.has_news and not answer.is_finished:
+                    self._step()
 
     def finish(self, answer: Answer) -> None:
         """Takes steps until an answer is finished."""
@@ -83,10 +109,3 @@ class LoopDriver:
             # A stop string ends its request, as a message from here back to the loop.
             if answer.take(delta):
                 loop.abort(delta.request_id, delta.choice)
-
-    def _drop(self, answer: Answer) -> None:
-        request_id = answer.context.request_id
-        if self._answers.get(request_id) is answer:
-            del self._answers[request_id]
-            if self._pipeline is not None:
-                self._pipeline.abort(request_id)

@@ -187,6 +187,16 @@ class Preparation:
             reports_logprobs=params.logprobs is not None,
         )
 
+    def root(self, ids: Sequence[int]) -> TextContext:
+        """A context that goes on as long as it may: what others fork from."""
+        params = SamplingParams(temperature=0, ignore_eos=True, detokenize=False)
+        return TextContext(
+            tokens=TokenBuffer(np.array(ids, dtype=np.int64)),
+            max_length=self._loaded.max_model_len,
+            sampling_params=params,
+            vocab_size=self.vocab_size,
+        )
+
     def reading(self, ids: Sequence[int], reader: PromptReader) -> TextContext:
         """A context that ends when its prompt is read.
 

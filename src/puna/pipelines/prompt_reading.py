@@ -16,6 +16,7 @@ from puna.errors import InvalidRequestError
 from puna.pipelines.batch import ScheduledBatch
 from puna.pipelines.context import LogProbabilities, PromptRows
 from puna.pipelines.lib.log_probabilities import token_log_probabilities
+from puna.pipelines.sampling import NonFiniteLogitsError
 
 __all__ = ["HiddenStateReader", "LogitReader", "LogprobReader", "Pooling", "PoolingReader", "hand_out_rows"]
 
@@ -66,6 +67,9 @@ class _Reader:
         count = len(arrays[0])
         known = self._next - rows.position
         assert known >= 0, "rows are missing"
+        for array in arrays:
+            if not (np.isfinite(array.max()) and np.isfinite(array.min())):  # extremes hand NaN on
+                raise NonFiniteLogitsError(rows.position + count)
         if known < count:
             self._take(
                 self._next,

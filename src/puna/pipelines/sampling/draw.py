@@ -23,7 +23,7 @@ from puna.pipelines.sampling.row import Float32Array, Int64Array, SamplingRow
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 _BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
-_CANDIDATES: Final = 256
+_WIDTHS: Final = (256, 8192)  # how many candidates are looked at before all tokens are
 _NEUTRAL: Final = {
     "top_k": -1,
     "top_p": 1.0,
@@ -70,16 +70,18 @@ def draw(
     tokens = np.zeros(len(rows), dtype=np.int64)
     distributions: list[Distribution | None] = [None] * len(rows)
     is_filtered = np.array([row.params.has_filters for row in rows])
-    for whole, members in ((True, np.flatnonzero(~is_filtered)), (False, np.flatnonzero(is_filtered))):
-        while members.size:
+    members = np.flatnonzero(~is_filtered)
+    for width in (None, *_WIDTHS, logits.shape[1]):
+        if members.size:
             chosen = members.tolist()
-            batch = _Rows(logits[members], [rows[i] for i in chosen], [wanted[i] for i in chosen])
-            choice = batch.draw_unfiltered() if not is_filtered[members[0]] else batch.draw_filtered(whole)
-            for place, member in enumerate(members):
+            part = logits if members.size == len(rows) else logits[members]
+            batch = _Rows(part, [rows[i] for i in chosen], [wanted[i] for i in chosen])
+            choice = batch.draw_unfiltered() if width is None else batch.draw_filtered(width)
+            for place, member in enumerate(chosen):
                 if choice.is_known[place]:
                     tokens[member], distributions[member] = choice.tokens[place], choice.distributions[place]
             members = members[~choice.is_known]
-            whole = True
+        members = np.flatnonzero(is_filtered) if width is None else members
     return tokens, distributions
 
 
@@ -100,16 +102,15 @@ class _Rows:
         """Every token may be drawn."""
         tokens = np.zeros(len(self.rows), dtype=np.int64)
         distributions: list[Distribution | None] = []
-        for index in range(len(self.rows)):  # row by row: a row's float64 weights fit the cache, those of all do not
-            weights = self._weights(self.logits[index : index + 1], index)
-            tokens[index] = _pick(weights, self.first[index : index + 1])[0]
-            every = np.arange(weights.shape[1])
-            distributions.append(Distribution(every, weights[0]) if self.wanted[index] else None)
+        for index, line in enumerate(self.logits):  # row by row: a row's float64 weights fit the cache
+            weights = self.weights_of(line, index)
+            tokens[index] = _pick_by_groups(weights, float(self.first[index]))
+            distributions.append(Distribution(np.arange(len(line)), weights) if self.wanted[index] else None)
         return _Choice(tokens, np.ones(len(self.rows), dtype=np.bool_), distributions)
 
-    def draw_filtered(self, whole: bool) -> _Choice:
-        """The row's filters decide; `whole`: over all tokens, else over the likeliest ones, if these are enough."""
-        ids, values, counts = self._all_tokens() if whole else self._candidates()
+    def draw_filtered(self, width: int) -> _Choice:
+        """The row's filters decide, over its `width` likeliest tokens or some more, if these are enough."""
+        ids, values, counts = self._candidates(width)
         order = np.argsort(-values, axis=1, kind="stable")  # of equal logits the lower id comes first
         view = _View(self, np.take_along_axis(values, order, axis=1), counts)
         view.apply_filters()
@@ -139,32 +140,33 @@ class _Rows:
         ]
         return np.array(values, dtype=np.float64)[:, None]
 
-    def _weights(self, logits: Float32Array, index: int) -> Float64Array:
-        """`exp((logit - largest) / temperature)` of one row, float64 `[1, V]`: the largest is 1."""
+    def weights_of(self, line: Float32Array, index: int) -> Float64Array:
+        """`exp((logit - largest) / temperature)` of one row, float64 `[V]`: the largest is 1."""
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to minus infinity, as it should
-            scaled: Float64Array = (logits - self.best[index]) / self.temperature[index]
-            return np.exp(scaled)
+            scaled: Float64Array = (line - self.best[index, 0]) / self.temperature[index, 0]
+            return np.exp(scaled, out=scaled)
 
-    def _all_tokens(self) -> tuple[Int64Array, Float32Array, Int64Array]:
-        num_rows, vocabulary = self.logits.shape
-        ids = np.broadcast_to(np.arange(vocabulary), self.logits.shape)
-        return ids, self.logits, np.full(num_rows, vocabulary)
-
-    def _candidates(self) -> tuple[Int64Array, Float32Array, Int64Array]:
-        """The likeliest tokens of each row.
-
-        They are those that reach the k-th largest of the maxima of groups of logits, which are at least k.
+    def _candidates(self, width: int) -> tuple[Int64Array, Float32Array, Int64Array]:
+        """The `width` likeliest tokens of each row, or top-k ones where that is a number, and some more.
 
         Returns:
             ids int64 `[B, W]`, ascending; logits float32 `[B, W]`, minus infinity behind the last; counts int64 `[B]`.
         """
         num_rows, vocabulary = self.logits.shape
-        groups = vocabulary // _GROUP
-        even = self.logits[:, : groups * _GROUP].reshape(num_rows, _GROUP, groups).max(axis=1, initial=-np.inf)
-        maxima = np.sort(np.concatenate([even, self.logits[:, groups * _GROUP :]], axis=1), axis=1)
-        wanted = [int(k) if k > 0 else _CANDIDATES for k in self._column("top_k")[:, 0]]
-        threshold = np.array([line[-min(k, len(line))] for k, line in zip(wanted, maxima, strict=True)], np.float32)
-        row, token = np.nonzero(self.logits >= threshold[:, None])
+        if width >= vocabulary:
+            ids = np.broadcast_to(np.arange(vocabulary), self.logits.shape)
+            return ids, self.logits, np.full(num_rows, vocabulary)
+        if width * _GROUP <= vocabulary:
+            # The k-th largest of the maxima of groups is a bound that at least k tokens reach.
+            groups = vocabulary // _GROUP
+            even = self.logits[:, : groups * _GROUP].reshape(num_rows, _GROUP, groups).max(axis=1)
+            maxima = np.sort(np.concatenate([even, self.logits[:, groups * _GROUP :]], axis=1), axis=1)
+            wanted = [int(k) if k > 0 else width for k in self._column("top_k")[:, 0]]
+            bounds = [line[-min(k, len(line))] for k, line in zip(wanted, maxima, strict=True)]
+            threshold = np.array(bounds, dtype=np.float32)
+        else:
+            threshold = np.partition(self.logits, vocabulary - width, axis=1)[:, vocabulary - width]
+        row, token = np.divmod(np.flatnonzero(self.logits >= threshold[:, None]), vocabulary)
         counts = np.bincount(row, minlength=num_rows)
         place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         ids = np.zeros((num_rows, int(counts.max())), dtype=np.int64)
@@ -199,7 +201,7 @@ class _View:
     def total_of(self, index: int) -> float:
         """The weight of all tokens of a row, before any filter."""
         if np.isnan(self._totals[index]):
-            self._totals[index] = self._rows._weights(self._rows.logits[index : index + 1], index).sum()
+            self._totals[index] = self._rows.weights_of(self._rows.logits[index], index).sum()
         return float(self._totals[index])
 
     def apply_filters(self) -> None:
@@ -217,7 +219,8 @@ class _View:
         n = self._rows._column("top_n_sigma")[:, 0]
         for index in np.flatnonzero(n > 0).tolist():
             line = self._rows.logits[index]
-            sigma = float(line[np.isfinite(line)].astype(np.float64).std())
+            allowed = line if np.isfinite(line.min()) else line[np.isfinite(line)]
+            sigma = float(allowed.astype(np.float64).std())
             self._keep_only(index, self._values[index] >= self._rows.best[index, 0] - n[index] * sigma)
 
     def _apply_top_k(self) -> None:
@@ -313,3 +316,18 @@ def _pick(weights: Float64Array, target: Float64Array) -> Int64Array:
     # u < 1, yet u * total can round up to total: the last token with weight is then the one.
     last_with_weight = weights.shape[1] - 1 - (weights[:, ::-1] > 0).argmax(axis=1)
     return np.asarray(np.minimum(places, last_with_weight), dtype=np.int64)
+
+
+def _pick_by_groups(weights: Float64Array, target: float) -> int:
+    """As `_pick`, for one long row: sums of groups first, then one group. Their sums are this row's running sum."""
+    groups = len(weights) // _GROUP
+    head = weights[: groups * _GROUP].reshape(groups, _GROUP).sum(axis=1)
+    sums = np.cumsum(np.append(head, weights[groups * _GROUP :].sum()))
+    bound = target * float(sums[-1])
+    group = min(int(np.searchsorted(sums, bound, side="right")), len(sums) - 1)
+    while group > 0 and sums[group] == sums[group - 1]:
+        group -= 1  # rounding: the last group with weight is then the one
+    inside = weights[group * _GROUP : (group + 1) * _GROUP] if group < groups else weights[groups * _GROUP :]
+    before = float(sums[group - 1]) if group else 0.0
+    place = int((np.cumsum(inside) + before <= bound).sum())
+    return group * _GROUP + min(place, int(np.flatnonzero(inside > 0)[-1]))

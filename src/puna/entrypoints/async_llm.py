@@ -1,0 +1,153 @@
+"""`AsyncLLM`: a loaded model for programs on asyncio. See docs/python.md."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from puna.entrypoints.loading import EngineOptions, load_model
+from puna.entrypoints.outputs import RequestOutput
+from puna.entrypoints.preparation import Message, Preparation, Prompt, as_requests
+from puna.models import DEFAULT_MODEL
+from puna.pipelines.async_engine import AsyncEngine, EngineStatistics
+from puna.pipelines.request import GenerateRequest, RequestID, new_request_id
+from puna.pipelines.sampling_params import SamplingParams
+from puna.tokenization import Tokenizer
+
+__all__ = ["AsyncLLM"]
+
+
+class AsyncLLM:
+    """A loaded model that answers requests of coroutines. A thread of its own runs the model.
+
+    Args:
+        model: As of `LLM`.
+        max_queue_size: Requests that may wait; one more is refused.
+        options: As of `LLM`.
+
+    Attributes:
+        name: What the model was asked for by.
+        max_model_len: Most tokens of a request, prompt and output together.
+        default_sampling_params: What requests without sampling values take.
+        notices: What a person should know about how it was loaded.
+
+    Raises:
+        As `LLM`.
+    """
+
+    def __init__(self, model: str | Path = DEFAULT_MODEL, *, max_queue_size: int = 512, **options: Any) -> None:
+        values = EngineOptions(**options)
+        loaded = load_model(str(model), values)
+        self._preparation = Preparation(loaded, values.seed)
+        self._engine = AsyncEngine(loaded.pipeline, max_queue_size=max_queue_size)
+        self.name = str(model)
+        self.max_model_len = loaded.max_model_len
+        self.default_sampling_params = SamplingParams.from_input(None, loaded.sampling_defaults)
+        self.notices = loaded.notices
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            UnsupportedModelError: it has none, or one of a kind that is not implemented; token ids still work.
+        """
+        return self._preparation.tokenizer
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, request_id: str | None = None
+    ) -> AsyncGenerator[RequestOutput]:
+        """Continues a prompt. An iterator that is closed or cancelled ends the request.
+
+        Args:
+            prompt: Text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`.
+            sampling_params: None: `default_sampling_params`.
+            request_id: A name for the request, by which `abort` finds it; None: a fresh one.
+
+        Yields:
+            The output as it grows; the last one is finished, and has the `error` if the request failed.
+
+        Raises:
+            InvalidRequestError: the prompt does not fit or is of no known form, or the name is taken.
+            QueueFullError: too many wait.
+            EngineStoppedError: it was closed.
+        """
+        (request,) = as_requests(prompt, self.default_sampling_params if sampling_params is None else sampling_params)
+        async with contextlib.aclosing(self.answer(_named(request, request_id))) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        **template: Any,
+    ) -> AsyncGenerator[RequestOutput]:
+        """Answers a conversation; as `generate`.
+
+        Args:
+            messages: Messages with `role` and `content`.
+            sampling_params: As of `generate`.
+            request_id: As of `generate`.
+            template: What the template is rendered with: `tools`, `documents`, `add_generation_prompt`, `variables`.
+
+        Raises:
+            UnsupportedModelError: the model has no chat template.
+            InvalidRequestError: the template refuses the messages, or as `generate`.
+            QueueFullError: too many wait.
+            EngineStoppedError: it was closed.
+        """
+        params = self.default_sampling_params if sampling_params is None else sampling_params
+        request = GenerateRequest(messages=messages, sampling_params=params, chat_template_kwargs=template)
+        async with contextlib.aclosing(self.answer(_named(request, request_id))) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def answer(self, request: GenerateRequest) -> AsyncGenerator[RequestOutput]:
+        """Answers a request; what `generate` and `chat` do. Results and errors are theirs."""
+        answer = self._preparation.answer(request)
+        stream = self._engine.submit(answer.context)
+        try:
+            async for delta in stream:
+                if answer.take(delta):  # a stop string ended it, which the engine cannot know
+                    self._engine.abort(delta.request_id, delta.choice)
+                yield answer.output()
+                if answer.is_finished:
+                    return
+        finally:
+            stream.close()
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request before the next step; its last output has the reason `abort`. One that has ended is left."""
+        self._engine.abort(RequestID(request_id))
+
+    def statistics(self) -> EngineStatistics:
+        """What the engine did so far, and what is under way."""
+        return self._engine.statistics()
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Takes no further requests and waits until those that it has are answered; False: the time was over before."""
+        return await asyncio.to_thread(self._engine.drain, timeout_s)
+
+    async def close(self) -> None:
+        """Ends all requests, and the thread."""
+        await asyncio.to_thread(self._engine.shutdown)
+
+
+def _named(request: GenerateRequest, request_id: str | None) -> GenerateRequest:
+    return replace(request, request_id=new_request_id() if request_id is None else RequestID(request_id))
