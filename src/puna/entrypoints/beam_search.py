@@ -40,7 +40,7 @@ class _Candidates:
 
     def __call__(self, logits: npt.NDArray[np.float32], _context: Any) -> None:
         if self.found is None:
-            scores = log_softmax(logits[0, : self._vocab_size])
+            scores = log_softmax(logits[0])[: self._vocab_size]
             best = np.argsort(-scores, kind="stable")[: self._count]
             self.found = list(zip(best.tolist(), scores[best].tolist(), strict=True))
 

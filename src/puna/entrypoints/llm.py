@@ -108,6 +108,7 @@ class LLM:
             chat_template=chat_template,
             revision=revision,
         )
+        self._is_closed = False
         self._loaded = load_model(str(model), options)
         self._preparation = Preparation(self._loaded, seed)
         self._driver = LoopDriver(self._loaded.pipeline)
@@ -128,8 +129,9 @@ class LLM:
     def close(self) -> None:
         """Ends all requests and gives the memory back. Harmless when it was done before."""
         self._driver.close()
-        self.__dict__.pop("_loaded", None)
-        self.__dict__.pop("_preparation", None)
+        self._is_closed = True
+        for name in ("_loaded", "_preparation"):
+            self.__dict__.pop(name, None)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -148,16 +150,19 @@ class LLM:
     @property
     def sampling_defaults(self) -> SamplingParamsInput:
         """What the checkpoint states about sampling; empty: nothing, or it was switched off."""
+        self._require_open()
         return self._loaded.sampling_defaults
 
     @property
     def model(self) -> Any:
         """The loaded pipeline model."""
+        self._require_open()
         return self._loaded.model
 
     @property
     def pipeline(self) -> TextGenerationPipeline:
         """The loop, for benchmarks: they take its steps themselves, and answer no requests meanwhile."""
+        self._require_open()
         return self._loaded.pipeline
 
     @overload
@@ -479,11 +484,12 @@ class LLM:
 
     @property
     def _open(self) -> Preparation:
-        try:
-            preparation: Preparation = self.__dict__["_preparation"]
-        except KeyError:
-            raise InvalidRequestError("this LLM is closed") from None
-        return preparation
+        self._require_open()
+        return self._preparation
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise InvalidRequestError("this LLM is closed")
 
     def _params(
         self, params: SamplingParams | Sequence[SamplingParams] | None
@@ -500,7 +506,7 @@ class LLM:
 
     def _logprob_reader(self, ids: Sequence[int], first_token: int) -> LogprobReader:
         tokens = np.array(ids, dtype=np.int64)
-        return LogprobReader(tokens, vocab_size=self._open.vocab_size, first_token=first_token)
+        return LogprobReader(tokens, first_token=first_token)
 
     def _score_endings(self, begin: list[int], endings: Sequence[tuple[int, ...]]) -> list[LogprobReader]:
         readers = [self._logprob_reader([*begin, *ending], len(begin)) for ending in endings]

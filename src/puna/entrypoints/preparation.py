@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, TypeAlias, cast
@@ -53,6 +53,8 @@ def as_requests(
         InvalidRequestError: a prompt is of no known form, or there are not as many values as prompts.
     """
     is_one = isinstance(prompts, str | Mapping) or _is_ids(prompts)
+    if not is_one and not isinstance(prompts, Iterable):
+        raise InvalidRequestError(f"expected text or token ids, got {type(prompts).__name__}", param="prompt")
     many = [cast(Prompt, prompts)] if is_one else list(cast(Sequence[Prompt], prompts))
     return [
         GenerateRequest(**_prompt_form(prompt), sampling_params=values)
@@ -232,8 +234,7 @@ class Preparation:
         tracker = EOSTracker(frozenset(ends) | frozenset(params.stop_token_ids or ()))
         reader = None
         if params.prompt_logprobs is not None:
-            also = params.logprob_token_ids or ()
-            reader = LogprobReader(tokens, params.prompt_logprobs, also, self.vocab_size)
+            reader = LogprobReader(tokens, params.prompt_logprobs, params.logprob_token_ids or ())
         return TextContext(
             tokens=TokenBuffer(tokens),
             max_length=len(ids) + min(room, params.max_tokens or room),

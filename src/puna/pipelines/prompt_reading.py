@@ -89,7 +89,6 @@ class LogprobReader(_Reader):
         tokens: The prompt, int64 `[T]`.
         top_n: How many likeliest tokens are reported at each position, from 0.
         also: Further tokens that are reported at each position.
-        vocab_size: Ids from here on are padding and count for nothing; 0: there are none.
         first_token: The first token that is reported, from 1: the first one of a prompt has none.
 
     Attributes:
@@ -103,22 +102,19 @@ class LogprobReader(_Reader):
         tokens: npt.NDArray[np.int64],
         top_n: int = 0,
         also: Sequence[int] = (),
-        vocab_size: int = 0,
         first_token: int = 1,
     ) -> None:
         super().__init__(first_token - 1)
         self._tokens = tokens
         self._top_n = top_n
         self._also = also
-        self._vocab_size = vocab_size
         self.records: list[LogProbabilities] = []
 
     def _take(self, position: int, logits: Float32Array | None, layers: dict[int, Float32Array]) -> None:
         assert logits is not None
         following = self._tokens[position + 1 : position + 1 + len(logits)]
         for row, token in zip(logits, following, strict=False):  # nothing follows the last one
-            scores = row[: self._vocab_size or None]
-            self.records.append(token_log_probabilities(scores[None], np.array([token]), self._top_n, self._also))
+            self.records.append(token_log_probabilities(row[None], np.array([token]), self._top_n, self._also))
 
 
 class LogitReader(_Reader):

@@ -87,7 +87,7 @@ class Sampler:
         records: tuple[LogProbabilities | None, ...] = ()
         if any(row.params.logprobs is not None for row in rows):
             records = tuple(
-                _record(raw[i], edited[i], distributions[i], int(tokens[i]), row) if errors[i] is None else None
+                _record(logits[i], edited[i], distributions[i], int(tokens[i]), row) if errors[i] is None else None
                 for i, row in enumerate(rows)
             )
         return SampledTokens(tokens, errors, records)
@@ -137,16 +137,16 @@ def _errors(
 
 
 def _record(
-    raw: Float32Array, edited: Float32Array, distribution: Distribution | None, token: int, row: SamplingRow
+    logits: Float32Array, edited: Float32Array, distribution: Distribution | None, token: int, row: SamplingRow
 ) -> LogProbabilities | None:
     params = row.params
     if params.logprobs is None:
         return None
-    logits: npt.NDArray[np.floating] = raw
+    scores: npt.NDArray[np.floating] = logits  # whole, as the model gave it
     if params.logprobs_mode == "processed":
-        logits = edited
+        scores = edited
         if distribution is not None:
-            logits = np.full(len(raw), -np.inf)
-            logits[distribution.ids] = np.log(distribution.weights)
+            scores = np.full(len(edited), -np.inf)
+            scores[distribution.ids] = np.log(distribution.weights)
     ids = np.array([token], dtype=np.int64)
-    return token_log_probabilities(logits[None, :], ids, params.logprobs, params.logprob_token_ids or ())
+    return token_log_probabilities(scores[None, :], ids, params.logprobs, params.logprob_token_ids or ())
