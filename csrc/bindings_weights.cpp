@@ -97,14 +97,12 @@ nb::tuple quantize_a8(nb::handle x, const std::string& variant) {
   const int64_t blocks = cols / kA8BlockElements;
   std::vector<int8_t> codes(static_cast<size_t>(rows * cols));
   std::vector<float> scales(static_cast<size_t>(rows * blocks));
-  std::vector<int32_t> sums(static_cast<size_t>(rows * blocks));
+  std::vector<float> sums(static_cast<size_t>(rows * blocks));
   for (int64_t i = 0; i < rows * blocks; ++i) {
     const uint8_t* block = a8.data() + i / blocks * a8_row_bytes(cols) + i % blocks * kA8BlockBytes;
     std::memcpy(codes.data() + i * kA8BlockElements, block, kA8BlockElements);
     std::memcpy(scales.data() + i, block + kA8Scale, sizeof(float));
-    int32_t minus8;
-    std::memcpy(&minus8, block + kA8Minus8, sizeof minus8);
-    sums[static_cast<size_t>(i)] = minus8 / -8;
+    std::memcpy(sums.data() + i, block + kA8ScaledSum, sizeof(float));
   }
   return nb::make_tuple(to_numpy(std::move(codes), {rows, cols}), to_numpy(std::move(scales), {rows, blocks}),
                         to_numpy(std::move(sums), {rows, blocks}));

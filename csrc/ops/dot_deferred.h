@@ -1,17 +1,22 @@
-// The integer tile for AVX2, which has no int8 dot product: vpmaddubsw multiplies unsigned by signed bytes and adds
+// The integer tiles for AVX2, which has no int8 dot product: vpmaddubsw multiplies unsigned by signed bytes and adds
 // pairs in 16 bits. As many of these as provably fit are added in 16-bit lanes before one vpmaddwd widens them, which
 // also multiplies by the integer scales of Q6_K.
 //
 // What fits, for four vectors (16 k) at a time, activations within ±127:
 //   codes up to 15   eight vectors: 8·2·15·127 = 30480
 //   codes up to 31   four vectors: 4·2·31·127 = 31496
-//   codes 0..63, minus 32: four vectors, started at -32 times the activations' sums; 16-bit lanes may wrap on the way,
-//                    the final value lies within 4·2·32·127 = 32512
+//   codes 0..63, minus 32: four vectors, 4·2·32·127 = 32512
 //   signed codes     |w|·(a with w's sign): 2·128·127 = 32512, widened one by one
+// A zero point is taken out by what a sum starts at: 16-bit lanes may wrap on the way, the final value fits.
+//
+// One kernel serves any number of rows. The weights of 16 k and of a whole panel are in registers, so that a word of
+// activations is read once for both vectors of the panel: reading it for each would limit the speed. Sums wait in the
+// nearest cache for the other 16 k of their block.
 #pragma once
 
 #include "../quant/a8.h"
 #include "../quant/codes.h"
+#include "matmul.h"
 
 namespace puna::PUNA_NS {
 
@@ -20,10 +25,23 @@ PUNA_INLINE __m256i broadcast_word(const uint8_t* p) {
   memcpy(&x, p, sizeof x);
   return _mm256_set1_epi32(x);
 }
+// Keeps gcc from carrying packed weights over from one group to the next, for which it would spill what the loop over
+// rows needs.
+PUNA_INLINE void forget_memory() { __asm__("" ::: "memory"); }
 // gcc re-associates chains of additions and then spills; an opaque value keeps them as written.
 PUNA_INLINE __m256i opaque(__m256i x) {
   __asm__("" : "+x"(x));
   return x;
+}
+
+// sum[p] += the products of 16 activations and the codes w[p], in 16 bits.
+PUNA_INLINE void add_products(__m256i* sum, const __m256i (*w)[4], const uint8_t* x) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256i a = broadcast_word(x + 4 * i);
+#pragma GCC unroll 2
+    for (int p = 0; p < kParts; ++p) sum[p] = opaque(_mm256_add_epi16(sum[p], _mm256_maddubs_epi16(w[p][i], a)));
+  }
 }
 
 // Code vectors 4·G .. 4·G+3.
@@ -35,107 +53,114 @@ PUNA_INLINE void load_group(const uint8_t* unit, int block, int p, __m256i* w) {
   w[3] = W::template codes<4 * G + 3>(unit, block, p).v;
 }
 
-// The products of four code vectors with 16 activations, added in 16 bits on top of `sum`.
-PUNA_INLINE __m256i add_group(__m256i sum, const __m256i* w, const uint8_t* x) {
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    sum = opaque(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w[i], broadcast_word(x + 4 * i))));
-  }
-  return sum;
-}
-PUNA_INLINE __m256i first_group(const __m256i* w, const uint8_t* x) {
-  __m256i sum = _mm256_maddubs_epi16(w[0], broadcast_word(x));
-#pragma GCC unroll 3
-  for (int i = 1; i < 4; ++i) {
-    sum = opaque(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w[i], broadcast_word(x + 4 * i))));
-  }
-  return sum;
-}
-
 // Integer scales of a sub-block as pairs of equal int16.
 PUNA_INLINE __m256i scale_pairs(const int8_t* scales) {
   const __m256i wide = _mm256_cvtepi8_epi32(load_m64i(scales));
   return _mm256_or_si256(_mm256_slli_epi32(wide, 16), _mm256_and_si256(wide, _mm256_set1_epi32(0xffff)));
 }
 
-// Group G of one block for all T rows. `sum` holds 16-bit sums between the groups where codes are at most 15, else
-// int32.
-template <class W, int T, int G>
-PUNA_INLINE void accumulate(const uint8_t* unit, int block, int p, const uint8_t* const* row, int64_t offset,
-                            __m256i* sum) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256i w[4];
-  load_group<W, G>(unit, block, p, w);
-  if constexpr (W::kSigned) {
-    __m256i magnitude[4];
-    for (int i = 0; i < 4; ++i) magnitude[i] = _mm256_abs_epi8(w[i]);
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const uint8_t* x = row[t] + offset + 16 * G;
-      __m256i s = G == 0 ? _mm256_setzero_si256() : sum[t];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const __m256i a = _mm256_sign_epi8(broadcast_word(x + 4 * i), w[i]);
-        s = opaque(_mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude[i], a), ones)));
+// Whether the sums of both groups of a block fit in 16 bits together.
+template <class W>
+inline constexpr bool kOneSum = W::kMaxCode <= 15;
+
+// Where the sums of group G start.
+template <class W, int G>
+PUNA_INLINE __m256i start_of(const uint8_t* x) {
+  const uint8_t* minus8 = x + kA8Minus8;
+  if constexpr (W::kZero == 0) return _mm256_setzero_si256();
+  else if constexpr (kOneSum<W>) return _mm256_add_epi16(broadcast_word(minus8), broadcast_word(minus8 + 4));
+  else return _mm256_slli_epi16(broadcast_word(minus8 + 4 * G), __builtin_ctz(W::kZero) - 3);
+}
+
+// Group G of a block for all rows. Between the groups, sums wait in `waiting`[rows][16].
+template <class W, int G>
+PUNA_INLINE void multiply_unsigned(const uint8_t* unit, int block, const uint8_t* x, int64_t row_bytes, int64_t rows,
+                                   float* waiting, float* out) {
+  __m256i w[kParts][4], factor[kParts];
+  fvec scale[kParts], offset[kParts];
+  for (int p = 0; p < kParts; ++p) {
+    load_group<W, G>(unit, block, p, w[p]);
+    if constexpr (W::kSubScales) factor[p] = scale_pairs(W::sub_scale(unit, block, G, p));
+    else factor[p] = _mm256_set1_epi16(1);
+    scale[p] = W::scale(unit, block, p);
+    if constexpr (W::kHasOffset) offset[p] = W::offset(unit, block, p);
+  }
+  forget_memory();
+  for (int64_t t = 0; t < kPanelRows * rows; t += kPanelRows, x += row_bytes) {
+    __m256i* const held = reinterpret_cast<__m256i*>(waiting + t);
+    __m256i sum[kParts];
+#pragma GCC unroll 2
+    for (int p = 0; p < kParts; ++p) sum[p] = G == 1 && kOneSum<W> ? _mm256_load_si256(held + p) : start_of<W, G>(x);
+    add_products(sum, w, x + 16 * G);
+    float d, dsum;
+    memcpy(&d, x + kA8Scale, sizeof d);
+    memcpy(&dsum, x + kA8ScaledSum, sizeof dsum);
+#pragma GCC unroll 2
+    for (int p = 0; p < kParts; ++p) {
+      if constexpr (G == 1 || !kOneSum<W>) sum[p] = _mm256_madd_epi16(sum[p], factor[p]);
+      if constexpr (G == 0) {
+        _mm256_store_si256(held + p, sum[p]);
+        continue;
       }
-      sum[t] = s;
-    }
-  } else if constexpr (W::kSubScales) {
-    const __m256i scale = scale_pairs(W::sub_scale(unit, block, G, p));
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const uint8_t* x = row[t] + offset;
-      const __m256i minus = _mm256_slli_epi16(broadcast_word(x + kA8MinusPairs + 4 * G), __builtin_ctz(W::kZero));
-      const __m256i s = _mm256_madd_epi16(add_group(minus, w, x + 16 * G), scale);
-      sum[t] = G == 0 ? s : _mm256_add_epi32(sum[t], s);
-    }
-  } else if constexpr (W::kMaxCode <= 15) {
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const uint8_t* x = row[t] + offset + 16 * G;
-      sum[t] = G == 0 ? first_group(w, x) : _mm256_madd_epi16(add_group(sum[t], w, x), ones);
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const __m256i s = _mm256_madd_epi16(first_group(w, row[t] + offset + 16 * G), ones);
-      sum[t] = G == 0 ? s : _mm256_add_epi32(sum[t], s);
+      if constexpr (!kOneSum<W>) sum[p] = _mm256_add_epi32(sum[p], _mm256_load_si256(held + p));
+      float* lanes = out + t + kNativeRows * p;
+      fvec acc = fma(mul(cvt_f32(ivec{sum[p]}), scale[p]), nset1(d), nload(lanes));
+      if constexpr (W::kHasOffset) acc = fma(offset[p], nset1(dsum), acc);
+      nstore(lanes, acc);
     }
   }
 }
 
-// acc[T][16] = one panel times T rows of a8 blocks.
-template <class W, int T>
-[[gnu::noinline]] void integer_tile(const uint8_t* panel, int64_t units, const uint8_t* const* rows, float* out) {
+// The same for signed codes: |code| times the activation with the code's sign, widened one by one.
+template <class W, int G>
+PUNA_INLINE void multiply_signed(const uint8_t* unit, int block, int p, const uint8_t* x, int64_t row_bytes,
+                                 int64_t rows, float* waiting, float* out) {
+  __m256i w[4], magnitude[4];
+  load_group<W, G>(unit, block, p, w);
+  for (int i = 0; i < 4; ++i) magnitude[i] = _mm256_abs_epi8(w[i]);
+  const __m256i ones = _mm256_set1_epi16(1);
+  const fvec scale = W::scale(unit, block, p);
+  forget_memory();
+  for (int64_t t = 0; t < kPanelRows * rows; t += kPanelRows, x += row_bytes) {
+    __m256i* const held = reinterpret_cast<__m256i*>(waiting + t);
+    __m256i sum = G == 0 ? _mm256_setzero_si256() : _mm256_load_si256(held);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m256i a = _mm256_sign_epi8(broadcast_word(x + 16 * G + 4 * i), w[i]);
+      sum = opaque(_mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude[i], a), ones)));
+    }
+    if constexpr (G == 0) {
+      _mm256_store_si256(held, sum);
+    } else {
+      float d;
+      memcpy(&d, x + kA8Scale, sizeof d);
+      nstore(out + t, fma(mul(cvt_f32(ivec{sum}), scale), nset1(d), nload(out + t)));
+    }
+  }
+}
+
+inline constexpr int64_t panels_together(int64_t) { return 1; }
+
+// One panel times any number of rows.
+template <class W>
+[[gnu::noinline]] void multiply(const IntegerOperands& operands, int64_t, float* out) {
   constexpr int kBlocks = W::kUnitElements / kA8BlockElements, kBlockBytes = W::kUnitBytes / kBlocks;
-  // Written through memory: the registers are for the sums of the block at hand.
-  for (int i = 0; i < T * kPanelRows; ++i) out[i] = 0.0f;
-  const uint8_t* row[T];
-  for (int t = 0; t < T; ++t) row[t] = rows[t];
-  int64_t offset = 0;
-  for (const uint8_t *unit = panel, *end = panel + units * W::kUnitBytes; unit != end; unit += W::kUnitBytes) {
-    for (int block = 0; block < kBlocks; ++block, offset += kA8BlockBytes) {
-      prefetch_block<kBlockBytes, T>(unit + kBlockBytes * block);
-      for (int p = 0; p < kParts; ++p) {
-        __m256i sum[T];
-        accumulate<W, T, 0>(unit, block, p, row, offset, sum);
-        accumulate<W, T, 1>(unit, block, p, row, offset, sum);
-        const fvec scale = W::scale(unit, block, p);
-#pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) {
-          const uint8_t* x = row[t] + offset;
-          __m256i s = sum[t];
-          if constexpr (W::kZero != 0 && !W::kSubScales) {
-            s = _mm256_add_epi32(s, _mm256_slli_epi32(broadcast_word(x + kA8Minus8), __builtin_ctz(W::kZero) - 3));
-          }
-          float d, dsum;
-          memcpy(&d, x + kA8Scale, sizeof d);
-          memcpy(&dsum, x + kA8ScaledSum, sizeof dsum);
-          float* lanes = out + kPanelRows * t + kNativeRows * p;
-          fvec acc = fma(mul(cvt_f32(ivec{s}), scale), nset1(d), nload(lanes));
-          if constexpr (W::kHasOffset) acc = fma(W::offset(unit, block, p), nset1(dsum), acc);
-          nstore(lanes, acc);
+  const int64_t rows = operands.rows, row_bytes = operands.row_bytes;
+  const uint8_t* x = operands.x;
+  alignas(64) float waiting[kPanelRows * kPassRows];
+  memset(out, 0, static_cast<size_t>(rows * kPanelRows) * sizeof(float));
+  const uint8_t* const end = operands.panel + operands.units * W::kUnitBytes;
+  for (const uint8_t* unit = operands.panel; unit != end; unit += W::kUnitBytes) {
+    for (int block = 0; block < kBlocks; ++block, x += kA8BlockBytes) {
+      if (rows >= kPrefetchRows) prefetch_block<kBlockBytes>(unit + kBlockBytes * block);
+      if constexpr (W::kSigned) {
+        for (int p = 0; p < kParts; ++p) {
+          multiply_signed<W, 0>(unit, block, p, x, row_bytes, rows, waiting, out + kNativeRows * p);
+          multiply_signed<W, 1>(unit, block, p, x, row_bytes, rows, waiting, out + kNativeRows * p);
         }
+      } else {
+        multiply_unsigned<W, 0>(unit, block, x, row_bytes, rows, waiting, out);
+        multiply_unsigned<W, 1>(unit, block, x, row_bytes, rows, waiting, out);
       }
     }
   }

@@ -14,7 +14,7 @@ int64_t matmul_scratch_floats(const MatmulArgs& args);
 
 // ---- between the files of the product -------------------------------------------------------------------------------
 
-// Tiles multiply 1, 2, 4 or at most kMaxTileRows rows of x at a time; the rest of a batch takes the smallest that holds
+// Float32 tiles multiply 1, 2, 4 or at most kMaxTileRows rows of x at a time; the rest of a batch takes the smallest that holds
 // it.
 inline constexpr int kMaxTileRows = 8;
 PUNA_INLINE int tile_index(int64_t rows) { return rows >= 5 ? 3 : rows >= 3 ? 2 : rows == 2 ? 1 : 0; }
@@ -22,13 +22,16 @@ PUNA_INLINE int tile_index(int64_t rows) { return rows >= 5 ? 3 : rows >= 3 ? 2 
 // Bytes of x that are multiplied by a panel before the next panel is read: they stay in the second-level cache.
 inline constexpr int64_t kRowChunkBytes = 262144;
 
-// acc[T][16] = one panel times T rows of a8 blocks.
-using IntegerTile = void (*)(const uint8_t* panel, int64_t units, const uint8_t* const* rows, float* acc);
-struct IntegerTiles {
-  int64_t unit_elements, unit_bytes;
-  IntegerTile tile[4];  // by tile_index
+// How the integer formats are multiplied: out[panels][rows][16] = neighbouring panels, `panel_bytes` each, times rows of
+// a8, `row_bytes` apart.
+struct IntegerOperands {
+  const uint8_t* panel;
+  int64_t panel_bytes, units;
+  const uint8_t* x;
+  int64_t row_bytes, rows;
 };
-IntegerTiles integer_tiles(Kernel kernel);
+// At once: rows that a pass over a panel multiplies, and panels.
+inline constexpr int kPassRows = 64, kMaxPanels = 2;
 
 void integer_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end);
 void float_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end, float* scratch);

@@ -42,28 +42,29 @@ int64_t float_peak(int64_t repeats, float* out) {
 
 // Eight products of 4-bit codes are added in 16 bits before they are widened, as the tiles do it.
 int64_t int8_peak(int64_t repeats, float* out) {
-  constexpr int kTokens = 4;
+  constexpr int kTokens = 2;
   uint8_t activations[128];
   for (int i = 0; i < 128; ++i) activations[i] = static_cast<uint8_t>(i);
-  __m256i acc[kTokens], codes[8];
-#pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t) acc[t] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) codes[i] = _mm256_set1_epi8(3);
+  __m256i acc[kParts], codes[kParts][4];
+  for (int p = 0; p < kParts; ++p) {
+    acc[p] = _mm256_setzero_si256();
+    for (int i = 0; i < 4; ++i) codes[p][i] = _mm256_set1_epi8(static_cast<char>(3 + p));
+  }
   const __m256i ones = _mm256_set1_epi16(1);
   for (int64_t i = 0; i < repeats; ++i) {
     touch(activations);
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
       const uint8_t* x = activations + 32 * t;
-      const __m256i sum = add_group(first_group(codes, x), codes + 4, x + 16);
-      acc[t] = opaque(_mm256_add_epi32(acc[t], _mm256_madd_epi16(sum, ones)));
+      __m256i sum[kParts] = {};
+      add_products(sum, codes, x);
+      add_products(sum, codes, x + 16);
+#pragma GCC unroll 2
+      for (int p = 0; p < kParts; ++p) acc[p] = opaque(_mm256_add_epi32(acc[p], _mm256_madd_epi16(sum[p], ones)));
     }
   }
-#pragma GCC unroll 8
-  for (int t = 1; t < kTokens; ++t) acc[0] = _mm256_add_epi32(acc[0], acc[t]);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), acc[0]);
-  return repeats * kTokens * 8 * 32 * 2;
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_add_epi32(acc[0], acc[1]));
+  return repeats * kTokens * kParts * 8 * 32 * 2;
 }
 
 #else

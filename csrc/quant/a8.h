@@ -1,13 +1,13 @@
 // a8: activations as int8 with one scale per 32 values, the partner of every integer weight format.
 //
-// A row of `cols` values (a multiple of 32) is ceil(cols/64)·2 blocks of 52 bytes, the last one zero where cols/32 is
+// A row of `cols` values (a multiple of 32) is ceil(cols/64)·2 blocks of 48 bytes, the last one zero where cols/32 is
 // odd. A block:
 //   codes[32] int8   a = round-to-nearest-even(x · (1/d)), in -127..127
 //   d float32        max|x| / 127
 //   dsum float32     d · float(sum a): what offsets and mins of weights are multiplied with
-//   minus8 int32     -8 · sum a: takes the zero point 8 out of a sum of unsigned codes (shifted: 16, 32, 128)
-//   minus_pairs[2][2] int16   for each half of 16 values, minus the sums over k % 4 < 2 and over k % 4 >= 2: the same
-//                    for sums that live in 16-bit lanes
+//   8 bytes          -8 · sum a of each half of 16 values, which take the zero point 8 out of a sum of unsigned codes
+//                    (shifted: 16, 32, 128): as int32[2], or where products are added in 16-bit lanes as int16[2][2],
+//                    over k % 4 < 2 and over k % 4 >= 2
 // A block whose d is below the smallest normal float has d = 0 and codes 0. A block that holds an infinity or NaN has
 // d = NaN and codes 0, so that the product is NaN.
 //
@@ -22,8 +22,8 @@
 namespace puna {
 
 inline constexpr int kA8BlockElements = 32;
-inline constexpr int kA8BlockBytes = 52;
-inline constexpr int kA8Scale = 32, kA8ScaledSum = 36, kA8Minus8 = 40, kA8MinusPairs = 44;
+inline constexpr int kA8BlockBytes = 48;
+inline constexpr int kA8Scale = 32, kA8ScaledSum = 36, kA8Minus8 = 40;
 
 // Blocks of a row, padded to the 64 columns of a packed unit.
 constexpr int64_t a8_row_blocks(int64_t cols) { return (cols + 63) / 64 * 2; }
@@ -61,19 +61,22 @@ PUNA_INLINE void quantize_a8_block(const float* x, uint8_t* block, float* rest) 
     store(rest + 16, fma(minus_d, cvt_f32(a1), x1));
   }
   // The sums of both halves of a block in one word: each fits in 16 bits.
-  static constexpr int32_t kLowPair[16] = {-1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0};
   const i32x16 both = add_i32(a0, shl_i32<16>(a1));
-  const int32_t all = reduce_add_i32(both), low = reduce_add_i32(and_i32(both, load_i32(kLowPair)));
-  const int32_t all0 = static_cast<int16_t>(all), all1 = (all - all0) >> 16;
-  const int32_t low0 = static_cast<int16_t>(low), low1 = (low - low0) >> 16;
-  const int32_t sum = all0 + all1, minus8 = -8 * sum;
-  const float scaled = d * static_cast<float>(sum);
-  const int16_t pairs[4] = {static_cast<int16_t>(-low0), static_cast<int16_t>(low0 - all0), static_cast<int16_t>(-low1),
-                            static_cast<int16_t>(low1 - all1)};
+  const int32_t all = reduce_add_i32(both), all0 = static_cast<int16_t>(all), all1 = (all - all0) >> 16;
+  const float scaled = d * static_cast<float>(all0 + all1);
+  if constexpr (kSumsInPairs) {
+    static constexpr int32_t kLowPair[16] = {-1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0};
+    const int32_t low = reduce_add_i32(and_i32(both, load_i32(kLowPair)));
+    const int32_t low0 = static_cast<int16_t>(low), low1 = (low - low0) >> 16;
+    const int16_t minus8[4] = {static_cast<int16_t>(-8 * low0), static_cast<int16_t>(8 * (low0 - all0)),
+                               static_cast<int16_t>(-8 * low1), static_cast<int16_t>(8 * (low1 - all1))};
+    memcpy(block + kA8Minus8, minus8, 8);
+  } else {
+    const int32_t minus8[2] = {-8 * all0, -8 * all1};
+    memcpy(block + kA8Minus8, minus8, 8);
+  }
   memcpy(block + kA8Scale, &d, 4);
   memcpy(block + kA8ScaledSum, &scaled, 4);
-  memcpy(block + kA8Minus8, &minus8, 4);
-  memcpy(block + kA8MinusPairs, pairs, 8);
 }
 
 // `rows` rows of x (ldx floats apart) become rows first_row, first_row + 1 … of a8.

@@ -55,9 +55,9 @@ PUNA_INLINE bvec upper_two_bits(const uint8_t* vectors, int p) {
 }
 
 // Asks for the bytes of a block that lies kPrefetchBytes further on in the weight stream.
-template <int Bytes, int Rows>
+template <int Bytes>
 PUNA_INLINE void prefetch_block(const uint8_t* block) {
-  if constexpr (kPrefetchBytes > 0 && Rows >= kPrefetchRows) {
+  if constexpr (kPrefetchBytes > 0) {
 #pragma GCC unroll 9
     for (int line = 0; line < Bytes; line += 64) __builtin_prefetch(block + kPrefetchBytes + line);
   }

@@ -169,11 +169,13 @@ inline constexpr int kUnroll = 8;
 inline constexpr int kFloatRows = 6;
 inline constexpr int kFloatPanels = 1;
 inline constexpr int kNativeRows = 8;
+inline constexpr bool kSumsInPairs = true;  // the sums of quant/a8.h
 inline constexpr int kParts = 2;
 PUNA_INLINE fvec part(f32x16 a, int i) { return {i == 0 ? a.lo : a.hi}; }
 PUNA_INLINE fvec nload(const float* p) { return {_mm256_loadu_ps(p)}; }
 PUNA_INLINE void nstore(float* p, fvec a) { _mm256_storeu_ps(p, a.v); }
 PUNA_INLINE fvec nset1(float x) { return {_mm256_set1_ps(x)}; }
+PUNA_INLINE ivec nadd(ivec a, ivec b) { return {_mm256_add_epi32(a.v, b.v)}; }
 PUNA_INLINE fvec nload_f16(const uint16_t* p) { return {_mm256_cvtph_ps(load_m128i(p))}; }
 PUNA_INLINE fvec nload_u8(const uint8_t* p) { return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_m64i(p)))}; }
 PUNA_INLINE fvec nload_i8(const int8_t* p) { return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_m64i(p)))}; }

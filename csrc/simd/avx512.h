@@ -118,6 +118,8 @@ inline constexpr int kUnroll = 8;
 inline constexpr int kFloatRows = 8;
 inline constexpr int kFloatPanels = 2;
 inline constexpr int kNativeRows = 16;
+inline constexpr bool kSumsInPairs = false;  // the sums of quant/a8.h
+inline constexpr bool kPanelPairs = true;   // of weights, multiplied together
 inline constexpr int kParts = 1;
 // Some of these processors have vdpbf16ps (AVX512_BF16): MatmulArgs::has_bf16_dot.
 #define PUNA_HAS_BF16_DOT
@@ -125,6 +127,7 @@ PUNA_INLINE fvec part(f32x16 a, int) { return a; }
 PUNA_INLINE fvec nload(const float* p) { return load(p); }
 PUNA_INLINE void nstore(float* p, fvec a) { store(p, a); }
 PUNA_INLINE fvec nset1(float x) { return set1(x); }
+PUNA_INLINE ivec nadd(ivec a, ivec b) { return {_mm512_add_epi32(a.v, b.v)}; }
 PUNA_INLINE fvec nload_f16(const uint16_t* p) { return load_f16(p); }
 PUNA_INLINE fvec nload_u8(const uint8_t* p) { return cvt_f32(load_u8(p)); }
 PUNA_INLINE fvec nload_i8(const int8_t* p) { return cvt_f32(load_i8(p)); }
@@ -161,7 +164,7 @@ PUNA_INLINE bvec operand(bvec codes) {
   if constexpr (Signed) return bxor(codes, bset1(0x80));
   else return codes;
 }
-// `minus8` is -8 times the sum of the activations, `minus_pair` two int16 that add up to minus their sum.
+// `minus8`: -8 times the sum of the activations.
 template <int Zero, bool Signed>
 PUNA_INLINE ivec start(const uint8_t* minus8) {
   constexpr int zero_point = Signed ? 128 : Zero;
@@ -169,12 +172,6 @@ PUNA_INLINE ivec start(const uint8_t* minus8) {
   int32_t x;
   memcpy(&x, minus8, sizeof x);
   return {_mm512_slli_epi32(_mm512_set1_epi32(x), static_cast<unsigned>(__builtin_ctz(zero_point | 256) - 3))};
-}
-template <int Zero>
-PUNA_INLINE ivec start_half(const uint8_t* minus_pair) {
-  int32_t x;
-  memcpy(&x, minus_pair, sizeof x);
-  return {_mm512_madd_epi16(_mm512_set1_epi32(x), _mm512_set1_epi16(Zero))};
 }
 // acc + the products of four codes and four activations in each lane.
 PUNA_INLINE ivec dot4(ivec acc, bvec codes, const uint8_t* activations) {

@@ -210,11 +210,14 @@ inline constexpr int kUnroll = 8;
 inline constexpr int kFloatRows = 6;
 inline constexpr int kFloatPanels = 1;
 inline constexpr int kNativeRows = 4;
+inline constexpr bool kSumsInPairs = false;  // the sums of quant/a8.h
+inline constexpr bool kPanelPairs = false;   // of weights, multiplied together
 inline constexpr int kParts = 4;
 PUNA_INLINE fvec part(f32x16 a, int i) { return {i == 0 ? a.q0 : i == 1 ? a.q1 : i == 2 ? a.q2 : a.q3}; }
 PUNA_INLINE fvec nload(const float* p) { return {vld1q_f32(p)}; }
 PUNA_INLINE void nstore(float* p, fvec a) { vst1q_f32(p, a.v); }
 PUNA_INLINE fvec nset1(float x) { return {vdupq_n_f32(x)}; }
+PUNA_INLINE ivec nadd(ivec a, ivec b) { return {vaddq_s32(a.v, b.v)}; }
 PUNA_INLINE fvec nload_f16(const uint16_t* p) { return {four_f16(p)}; }
 PUNA_INLINE uint8x8_t four_bytes(const uint8_t* p) {
   uint32_t word;
@@ -265,10 +268,6 @@ PUNA_INLINE bvec operand(bvec codes) {
 }
 template <int Zero, bool Signed>
 PUNA_INLINE ivec start(const uint8_t*) {
-  return {vdupq_n_s32(0)};
-}
-template <int Zero>
-PUNA_INLINE ivec start_half(const uint8_t*) {
   return {vdupq_n_s32(0)};
 }
 // acc + the products of four codes and four activations in each lane.

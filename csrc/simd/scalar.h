@@ -114,11 +114,14 @@ inline constexpr int kUnroll = 1;
 inline constexpr int kFloatRows = 4;
 inline constexpr int kFloatPanels = 1;
 inline constexpr int kNativeRows = 16;
+inline constexpr bool kSumsInPairs = false;  // the sums of quant/a8.h
+inline constexpr bool kPanelPairs = false;   // of weights, multiplied together
 inline constexpr int kParts = 1;
 PUNA_INLINE fvec part(f32x16 a, int) { return a; }
 PUNA_INLINE fvec nload(const float* p) { return load(p); }
 PUNA_INLINE void nstore(float* p, fvec a) { store(p, a); }
 PUNA_INLINE fvec nset1(float x) { return set1(x); }
+PUNA_INLINE ivec nadd(ivec a, ivec b) { return add_i32(a, b); }
 PUNA_INLINE fvec nload_f16(const uint16_t* p) { return load_f16(p); }
 PUNA_INLINE fvec nload_u8(const uint8_t* p) { return cvt_f32(load_u8(p)); }
 PUNA_INLINE fvec nload_i8(const int8_t* p) { return cvt_f32(load_i8(p)); }
@@ -177,10 +180,6 @@ PUNA_INLINE bvec operand(bvec codes) {
 }
 template <int Zero, bool Signed>
 PUNA_INLINE ivec start(const uint8_t*) {
-  return set1_i32(0);
-}
-template <int Zero>
-PUNA_INLINE ivec start_half(const uint8_t*) {
   return set1_i32(0);
 }
 // acc + the products of four codes and four activations in each lane.

@@ -29,11 +29,10 @@ def integer_product(format: str, data: ggml_blocks.Bytes, x: Floats) -> Floats:
     """The accumulation rule of the integer formats, from the codes and scales of both sides."""
     cols = x.shape[1]
     weights, scale, offset = ggml_blocks.integer_parts(format, data, cols)
-    codes, da, sums = _native.quantize_a8(x, "scalar")
+    codes, da, scaled_sums = _native.quantize_a8(x, "scalar")
     products = codes.reshape(len(x), 1, -1, 32).astype(np.int64) * weights.reshape(1, len(data), -1, 32)
     exact = products.sum(axis=3)
     assert np.abs(exact).max() < 2**24  # exact in float32
-    scaled_sums = da * sums.astype(np.float32)
     acc = np.zeros((len(x), len(data)), dtype=np.float32)
     for block in range(cols // 32):
         value = exact[:, :, block].astype(np.float32) * scale[None, :, block]

@@ -104,6 +104,9 @@ def format_calls() -> list[Call]:
             for name, mode in modes(format):
                 x = random_rows(ROWS, cols, 43)
                 calls.append(matmul_call(f"{name}_{rows}x{cols}", format, data, x, repeat=rows == 21, **mode))
+    for format, cols in (("Q4_0", 64), ("Q8_0", 64), ("Q6_K", 256)):  # a pair of panels, and one more
+        data = ggml_blocks.random_blocks(np.random.default_rng(44), format, 35, cols)
+        calls.append(matmul_call(f"{format}_35x{cols}", format, data, random_rows(ROWS, cols, 45)))
     for format in ggml_blocks.FLOAT_FORMATS:  # several panels at once, where there are one or two rows
         data = ggml_blocks.random_blocks(np.random.default_rng(44), format, 85, 40)
         calls.extend(matmul_call(f"{n}_85x40", format, data, random_rows(9, 40, 45), **m) for n, m in modes(format))

@@ -52,7 +52,7 @@ def rest_of(x: Floats) -> Floats:
 
 
 def a8_blocks(x: Floats, *, two_terms: bool = False) -> NDArray[np.uint8]:
-    """The bytes of the blocks of each row, those that pad to 64 columns included."""
+    """The bytes of the blocks of each row, those that pad to 64 columns included; the sums of a block in both forms."""
     terms = [x, rest_of(x)] if two_terms else [x]
     return np.stack([_a8_blocks(term) for term in terms], axis=1).reshape(len(terms) * len(x), -1)
 
@@ -60,12 +60,12 @@ def a8_blocks(x: Floats, *, two_terms: bool = False) -> NDArray[np.uint8]:
 def _a8_blocks(x: Floats) -> NDArray[np.uint8]:
     codes, d = codes_of(x)
     sums = codes.sum(axis=2)
-    quarters = -codes.reshape(*d.shape, 2, 4, 2, 2).sum(axis=(3, 5))  # by half, and by k % 4 below 2 or not
+    quarters = -8 * codes.reshape(*d.shape, 2, 4, 2, 2).sum(axis=(3, 5))  # by half, and by k % 4 below 2 or not
     parts = (
         codes.astype(np.int8),
         d.astype("<f4")[..., None],
         flush(d * sums.astype(np.float32)).astype("<f4")[..., None],
-        (-8 * sums).astype("<i4")[..., None],
+        quarters.sum(axis=3).astype("<i4"),
         quarters.reshape(*d.shape, 4).astype("<i2"),
     )
     blocks = np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=2)
