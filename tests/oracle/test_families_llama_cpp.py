@@ -28,6 +28,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "glm4": {"head_dim": None, "num_attention_heads": 6, "num_key_value_heads": 2},
     # windows of EXAONE 4 are known to it by the number of layers, 64
     "exaone4": {"sliding_window": None, "head_dim": None},
+    "exaone": {"head_dim": None},
+    "baichuan": {"num_hidden_layers": 32},  # how it tells 7B, which rotates, from 13B, which does not
     "cohere2": {"head_dim": None, "num_attention_heads": 6, "num_key_value_heads": 2},
     "phi3": {"sliding_window": None},
 }
@@ -47,6 +49,11 @@ KINDS = {
     "glm4": ("none",),
     "stablelm": ("none",),
     "exaone4": ("none", "llama3"),
+    "exaone": ("none", "llama3"),
+    "internlm2": ("none",),
+    "minicpm": ("none",),
+    "baichuan": ("none",),
+    "orion": ("none",),
 }
 
 

@@ -15,6 +15,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from support.other_names import llama_names, own_names
+
 Array = np.ndarray[Any, Any]
 Tensors = dict[str, Array]
 
@@ -36,15 +38,27 @@ FAMILIES = (
     "stablelm",
     "helium",
     "exaone4",
+    "exaone",
+    "internlm",
+    "internlm2",
+    "internlm3",
+    "minicpm",
+    "baichuan",
+    "orion",
 )
-WITHOUT_GGUF = ("glm", "helium")  # llama.cpp converts neither
+# Not in transformers: these are compared with one of its classes on rearranged tensors.
+REARRANGED = ("exaone", "internlm", "internlm2", "internlm3", "minicpm", "baichuan", "orion")
+WITHOUT_GGUF = ("glm", "helium", "internlm", "internlm3")  # llama.cpp converts none, or to Llama
 GGUF_FAMILIES = tuple(family for family in FAMILIES if family not in WITHOUT_GGUF)
 ROPE_KINDS = ("none", "llama3", "longrope", "linear", "dynamic", "yarn")
 # Kinds of rotary scaling that a family's logits are compared under: all of them take one path, which Llama proves.
 ROPES_OF = {
     "llama": ROPE_KINDS,
     "phi3": ("none", "longrope"),
-    **dict.fromkeys(("olmo3", "glm", "glm4", "stablelm"), ("none",)),
+    **dict.fromkeys(("olmo3", "glm", "glm4", "stablelm", "orion"), ("none",)),
+    **dict.fromkeys(("internlm", "internlm2"), ("none", "dynamic")),
+    "exaone": ("none", "llama3"),
+    "minicpm": ("none", "longrope"),
 }
 ROPE_CASES = [(family, rope) for family in FAMILIES for rope in ROPES_OF.get(family, ("none", "yarn"))]
 ORIGINAL_LENGTH = 24
@@ -69,6 +83,13 @@ _ARCHITECTURES = {
     "stablelm": "StableLmForCausalLM",
     "helium": "HeliumForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
+    "exaone": "ExaoneForCausalLM",
+    "internlm": "InternLMForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
+    "internlm3": "InternLM3ForCausalLM",
+    "minicpm": "MiniCPMForCausalLM",
+    "baichuan": "BaichuanForCausalLM",
+    "orion": "OrionForCausalLM",
 }
 _COMMON: dict[str, Any] = {
     "vocab_size": 131,
@@ -120,6 +141,19 @@ _OWN: dict[str, dict[str, Any]] = {
         **_SIX_HEADS,
     },
     "helium": {"head_dim": 8},
+    "exaone": {},
+    "internlm": {"bias": True, "num_key_value_heads": 9, "head_dim": None},
+    "internlm2": {"bias": False, "head_dim": None},
+    "internlm3": {"bias": False, "qkv_bias": True},
+    "minicpm": {
+        "scale_emb": 12,
+        "scale_depth": 1.4,
+        "dim_model_base": 18,
+        "tie_word_embeddings": True,
+        "head_dim": None,
+    },
+    "baichuan": {"num_key_value_heads": 9, "head_dim": None},
+    "orion": {"head_dim": None},
     "exaone4": {"sliding_window": WINDOW, "sliding_window_pattern": 4, "num_hidden_layers": 5},
     "olmo2": {"head_dim": None, **_SIX_HEADS},
     "olmo3": {
@@ -154,7 +188,13 @@ _NORMS = {
     **dict.fromkeys(("cohere", "cohere2"), ("input_layernorm",)),
     "glm4": ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
 }
+_QKV_BIAS = ("attention_bias", "use_qkv_bias", "qkv_bias", "bias")
 _STACKED_MLP = ("phi3", "glm", "glm4")
+EXAONE_KEYS = {
+    "num_hidden_layers": "num_layers",
+    "rms_norm_eps": "layer_norm_epsilon",
+    "hidden_act": "activation_function",
+}
 # Sizes that block formats can hold: rows of 32 or of 256 elements.
 BLOCK_32 = {
     "vocab_size": 160,
@@ -187,6 +227,9 @@ def tiny_config(family: str, rope: str = "none", **changes: Any) -> dict[str, An
         **changes,
     }
     config = {key: value for key, value in config.items() if value is not None}
+    if family == "exaone":
+        for ours, theirs in EXAONE_KEYS.items():
+            config[theirs] = config.pop(ours)
     scaling = rope_section(rope, rotated_elements(config))
     if rope == "longrope" and "original_max_position_embeddings" not in config:
         assert scaling is not None
@@ -260,11 +303,11 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
     def norm(name: str) -> None:
         if family != "olmo":
             vector(f"{name}.weight", hidden, 1.0)
-        if family == "stablelm":
+        if family in ("stablelm", "orion"):
             vector(f"{name}.bias", hidden)
 
     matrix("model.embed_tokens", config["vocab_size"], hidden, hidden**0.5 * 0.3)
-    for layer in range(config["num_hidden_layers"]):
+    for layer in range(config.get("num_layers") or config["num_hidden_layers"]):
         base = f"model.layers.{layer}"
         for name in _NORMS.get(family, ("input_layernorm", "post_attention_layernorm")):
             norm(f"{base}.{name}")
@@ -276,7 +319,7 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
         else:
             for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
                 matrix(f"{base}.self_attn.{name}_proj", count * size, hidden, 1.5)
-                if family == "qwen2" or config.get("attention_bias") or config.get("use_qkv_bias"):
+                if family == "qwen2" or any(config.get(key) for key in _QKV_BIAS):
                     vector(f"{base}.self_attn.{name}_proj.bias", count * size)
         if family in _STACKED_MLP:
             matrix(f"{base}.mlp.gate_up_proj", 2 * width, hidden)
@@ -284,7 +327,7 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
             matrix(f"{base}.mlp.gate_proj", width, hidden)
             matrix(f"{base}.mlp.up_proj", width, hidden)
         matrix(f"{base}.self_attn.o_proj", hidden, heads * size)
-        if config.get("attention_bias") and family not in ("glm", "glm4"):
+        if (config.get("attention_bias") and family not in ("glm", "glm4")) or config.get("bias"):
             vector(f"{base}.self_attn.o_proj.bias", hidden)
         matrix(f"{base}.mlp.down_proj", hidden, width)
         if config.get("mlp_bias"):
@@ -294,7 +337,32 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
     norm("model.norm")
     if not config["tie_word_embeddings"]:
         matrix("lm_head", config["vocab_size"], hidden)
-    return found
+    return own_names(config, found)
+
+
+def rearranged(config: Mapping[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """A checkpoint of a class that transformers has, which computes the same as one of `REARRANGED`."""
+    family, values = config["model_type"], dict(config)
+    for ours, theirs in EXAONE_KEYS.items():
+        if theirs in values:
+            values[ours] = values.pop(theirs)
+    target, changes = "llama", {}
+    if family == "minicpm":
+        target, changes = "granite", {
+            "embedding_multiplier": config["scale_emb"],
+            "residual_multiplier": config["scale_depth"] / config["num_hidden_layers"] ** 0.5,
+            "logits_scaling": config["hidden_size"] / config["dim_model_base"],
+            "attention_multiplier": head_size(config) ** -0.5,
+        }
+    elif family == "orion":
+        target, changes = "stablelm", {"layer_norm_eps": config["rms_norm_eps"], "partial_rotary_factor": 1.0}
+    named = llama_names(config, tensors)
+    if target == "llama" and any(".q_proj.bias" in name for name in named):
+        changes["attention_bias"] = True
+        for layer in range(config["num_hidden_layers"]):
+            o_bias = np.zeros(config["hidden_size"], np.float32)
+            named.setdefault(f"model.layers.{layer}.self_attn.o_proj.bias", o_bias)
+    return values | changes | {"model_type": target, "architectures": [_ARCHITECTURES[target]]}, named
 
 
 def write_huggingface(

@@ -13,7 +13,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from support.checkpoints import Array, Tensors, rotated_elements
+from support.checkpoints import EXAONE_KEYS, Array, Tensors, rotated_elements
+from support.other_names import llama_names
 from support.random_blocks import random_weight
 
 Blocks = dict[str, tuple[Array, str]]
@@ -39,7 +40,8 @@ _GGUF_LAYER = {
 }
 _GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _GGUF_ARCHITECTURE = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r"}
-_PERMUTED = ("llama", "mistral", "granite", "olmo", "smollm3")
+EXAONE_KEYS_INVERSE = {theirs: ours for ours, theirs in EXAONE_KEYS.items()}
+_PERMUTED = ("llama", "mistral", "granite", "olmo", "smollm3", "internlm2", "minicpm", "baichuan")
 _POST_NORMED = ("olmo2", "olmo3", "exaone4")
 _PLAIN = {"F32": np.float32, "F16": np.float16}
 
@@ -87,6 +89,8 @@ def write_gguf(
     """
     family = config["model_type"]
     writer = gguf.GGUFWriter(path, _GGUF_ARCHITECTURE.get(family, family), split_max_tensors=tensors_per_file)
+    config = {EXAONE_KEYS_INVERSE.get(key, key): value for key, value in config.items()}
+    tensors = llama_names(config, tensors)
     _write_metadata(writer, config)
     for name, values in _rope_tensors(config).items():
         writer.add_tensor(name, values)
@@ -150,10 +154,16 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     if family == "olmo":
         writer.add_layer_norm_eps(1e-5)
         writer.add_clamp_kqv(config["clip_qkv"])
+    elif family == "orion":
+        writer.add_layer_norm_eps(config["rms_norm_eps"])
     elif "layer_norm_eps" in config:
         writer.add_layer_norm_eps(config["layer_norm_eps"])
     else:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if family == "minicpm":
+        writer.add_embedding_scale(config["scale_emb"])
+        writer.add_residual_scale(config["scale_depth"] / config["num_hidden_layers"] ** 0.5)
+        writer.add_logit_scale(config["hidden_size"] / config["dim_model_base"])
     if "logit_scale" in config:
         writer.add_logit_scale(config["logit_scale"])
     if family == "granite":

@@ -24,6 +24,11 @@ _FAMILIES: Final = (
     "stablelm",
     "helium",
     "exaone4",
+    "exaone",
+    "internlm",
+    "minicpm",
+    "baichuan",
+    "orion",
 )
 """Folders of families; the `arch` module of each lists its `ARCHITECTURES`."""
 

@@ -91,6 +91,8 @@ class FamilyDefaults:
         rope_kinds: Kinds of rotary scaling that the reference computes for it, None for all.
         has_partial_rotary: Whether the reference rotates only a share of a head where `partial_rotary_factor` says so.
         partial_rotary_factor: That share, where the configuration does not say it.
+        aliases: Keys that configurations of this type call otherwise: their name -> ours.
+        other_architectures: Further names of its class.
         old_rope_kinds: Names that older configurations of this type gave to a kind.
     """
 
@@ -99,6 +101,8 @@ class FamilyDefaults:
     rope_kinds: frozenset[str] | None = None
     has_partial_rotary: bool = False
     partial_rotary_factor: float = 1.0
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    other_architectures: tuple[str, ...] = ()
     old_rope_kinds: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -273,6 +277,66 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
             "sliding_window_pattern": 4,
             "bos_token_id": 0,
         }),
+    ),
+    "exaone": FamilyDefaults(
+        "ExaoneForCausalLM",
+        MappingProxyType({
+            **_LLAMA,
+            "vocab_size": 102400,
+            "intermediate_size": 16384,
+            "rms_norm_eps": 1e-5,
+            "bos_token_id": 0,
+        }),
+        aliases=MappingProxyType({
+            "num_layers": "num_hidden_layers",
+            "layer_norm_epsilon": "rms_norm_eps",
+            "activation_function": "hidden_act",
+        }),
+    ),
+    "internlm": FamilyDefaults(
+        "InternLMForCausalLM",
+        MappingProxyType({**_LLAMA, "vocab_size": 103168, "attention_bias": True}),
+        aliases=MappingProxyType({"bias": "attention_bias"}),
+    ),
+    "internlm2": FamilyDefaults(
+        "InternLM2ForCausalLM",
+        MappingProxyType({**_LLAMA, "vocab_size": 103168}),
+        aliases=MappingProxyType({"bias": "attention_bias"}),
+    ),
+    "internlm3": FamilyDefaults(
+        "InternLM3ForCausalLM",
+        MappingProxyType({**_LLAMA, "vocab_size": 128512, "num_key_value_heads": 32, "max_position_embeddings": 32768}),
+        aliases=MappingProxyType({"bias": "mlp_bias", "qkv_bias": "attention_bias"}),
+    ),
+    "minicpm": FamilyDefaults(
+        "MiniCPMForCausalLM",
+        MappingProxyType({
+            **_LLAMA,
+            "scale_emb": 1,
+            "scale_depth": 1,
+            "dim_model_base": 1,
+            "tie_word_embeddings": True,
+        }),
+    ),
+    "baichuan": FamilyDefaults(
+        "BaichuanForCausalLM",
+        MappingProxyType({**_LLAMA, "vocab_size": 64000, "max_position_embeddings": 4096}),
+        aliases=MappingProxyType({"model_max_length": "max_position_embeddings"}),
+        other_architectures=("BaiChuanForCausalLM",),
+    ),
+    "orion": FamilyDefaults(
+        "OrionForCausalLM",
+        MappingProxyType({
+            **{key: value for key, value in _LLAMA.items() if key != "rms_norm_eps"},
+            "vocab_size": 84608,
+            "intermediate_size": 15360,
+            "hidden_size": 5120,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 40,
+            "max_position_embeddings": 4096,
+            "layer_norm_eps": 1e-5,
+        }),
+        aliases=MappingProxyType({"rms_norm_eps": "layer_norm_eps"}),
     ),
 })
 """Defaults by `model_type`."""

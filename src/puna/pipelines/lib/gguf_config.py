@@ -61,6 +61,11 @@ _FAMILIES: Final = MappingProxyType({
     "glm4": _Family("glm4"),
     "stablelm": _Family("stablelm", norm="layer_norm_eps"),
     "exaone4": _Family("exaone4", _WINDOW),
+    "exaone": _Family("exaone"),
+    "internlm2": _Family("internlm2"),
+    "minicpm": _Family("minicpm", _GRANITE_KEYS),
+    "baichuan": _Family("baichuan"),
+    "orion": _Family("orion", norm="layer_norm_eps"),
 })
 # Families whose files tell them apart from another one by a window alone.
 _WITH_WINDOWS: Final = MappingProxyType({"llama": "mistral", "olmo2": "olmo3"})

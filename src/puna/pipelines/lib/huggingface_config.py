@@ -40,12 +40,15 @@ _COUNTS: Final = MappingProxyType({
     "original_max_position_embeddings": (2, _MAX_INT),
     "sliding_window": (1, _MAX_INT),
     "max_window_layers": (0, _MAX_INT),
+    "dim_model_base": (1, 1 << 18),
 })
 # Numbers: key -> above, at most.
 _NUMBERS: Final = MappingProxyType({
     "rms_norm_eps": (0.0, 1.0),
     "layer_norm_eps": (0.0, 1.0),
     "logit_scale": (0.0, 1e6),
+    "scale_emb": (-1e6, 1e6),
+    "scale_depth": (0.0, 1e6),
     "rope_theta": (1.0, 1e15),
     "partial_rotary_factor": (0.0, 1.0),
     "attention_multiplier": (0.0, 1e6),
@@ -178,7 +181,11 @@ class HuggingFaceConfig:
             if self.gguf_architecture is not None:
                 return None
             self._refuse("architectures", names, "the name of a model class")
-        by_architecture = {family.architecture: name for name, family in FAMILIES.items()}
+        by_architecture = {
+            architecture: name
+            for name, family in FAMILIES.items()
+            for architecture in (family.architecture, *family.other_architectures)
+        }
         known = [by_architecture[name] for name in names or () if name in by_architecture]
         if model_type is None and known:
             model_type = self._values["model_type"] = known[0]
@@ -192,6 +199,13 @@ class HuggingFaceConfig:
     def _complete(self, family: FamilyDefaults) -> None:
         values = self._values
         is_gguf = self.gguf_architecture is not None
+        for theirs, ours in family.aliases.items():
+            stated = values.pop(theirs, None) if not is_gguf else None
+            if stated is None:
+                continue
+            if values.setdefault(ours, stated) != stated:
+                self._refuse(theirs, stated, f"{values[ours]!r}, as {ours} says")
+            self.stated |= {ours}
         rope = read_rope_section(values, family, self.source, allows_partial=is_gguf)
         values.pop("rope_parameters", None)
         values["rope_scaling"] = rope.scaling

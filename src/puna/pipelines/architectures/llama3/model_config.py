@@ -394,5 +394,6 @@ def _check_norm_method(norm_method: str) -> None:
 
 
 def _rms_norm_eps(config: Any) -> float | None:
-    key = "layer_norm_epsilon" if read_value(config, "model_type") == "exaone" else "rms_norm_eps"
-    return read_number(config, key, None)
+    if read_value(config, "model_type") == "exaone" and read_value(config, "layer_norm_epsilon") is not None:
+        return read_number(config, "layer_norm_epsilon")
+    return read_number(config, "rms_norm_eps", None)

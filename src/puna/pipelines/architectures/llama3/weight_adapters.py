@@ -18,7 +18,7 @@ from puna.pipelines.lib.config_values import read_count, read_value
 
 __all__ = ["GGUF_LAYER_NAMES", "gguf_adapter", "gguf_state_dict", "safetensors_adapter", "safetensors_state_dict"]
 
-_PREFIXES: Final = ("language_model.", "model.")
+_PREFIXES: Final = ("language_model.", "model.", "transformer.")
 _TOP_NAMES: Final = frozenset({"embed_tokens.weight", "norm.weight", "norm.bias", "lm_head.weight"})
 _LAYER_MODULES: Final = frozenset({
     "input_layernorm",
@@ -28,7 +28,9 @@ _LAYER_MODULES: Final = frozenset({
 })
 _LAYER: Final = re.compile(r"(?:layers|blk)\.(\d{1,9})\.(.+)\.(weight|bias)")
 # Frequencies that follow from the configuration, saved by some writers all the same.
-_DERIVED: Final = re.compile(r"(?:layers\.\d+\.self_attn\.)?rotary_emb\.(?:inv_freq|cos_cached|sin_cached)")
+_DERIVED: Final = re.compile(
+    r"(?:\w+\.\d+\.[\w.]*attention\.|layers\.\d+\.self_attn\.)?rotary(?:_emb)?\.(?:inv_freq|cos_cached|sin_cached)"
+)
 
 _GGUF_TOP_NAMES: Final = MappingProxyType({
     "token_embd.weight": "embed_tokens.weight",
@@ -56,14 +58,23 @@ NameMap = Callable[[str], str | None]
 """The graph's name of a tensor, None for one that is dropped; KeyError for one that means nothing."""
 
 
-def safetensors_adapter(layer_names: Mapping[str, str] = MappingProxyType({})) -> Callable[..., dict[str, WeightData]]:
+def safetensors_adapter(
+    layer_names: Mapping[str, str] = MappingProxyType({}),
+    *,
+    top_names: Mapping[str, str] = MappingProxyType({}),
+    layers: str = "layers",
+) -> Callable[..., dict[str, WeightData]]:
     """An adapter for checkpoints in Hugging Face layout.
 
     Args:
         layer_names: The graph's module by the checkpoint's, for modules of a layer that Llama does not have or names
             otherwise. All others keep their names.
+        top_names: The same for whole names outside of layers.
+        layers: What the checkpoint calls its list of layers.
     """
     modules = {name: name for name in _LAYER_MODULES} | dict(layer_names)
+    tops = {name: name for name in _TOP_NAMES} | dict(top_names)
+    layer_of = re.compile(rf"{re.escape(layers)}\.(\d{{1,9}})\.(.+)\.(weight|bias)")
 
     def name_of(name: str) -> str | None:
         short = name
@@ -71,11 +82,9 @@ def safetensors_adapter(layer_names: Mapping[str, str] = MappingProxyType({})) -
             short = short.removeprefix(prefix)
         if _DERIVED.fullmatch(short):
             return None
-        if short in _TOP_NAMES:
-            return short
-        layer = _LAYER.fullmatch(short) if short.startswith("layers.") else None
+        layer = layer_of.fullmatch(short)
         if layer is None:
-            raise KeyError(short)
+            return tops[short]
         return f"layers.{int(layer[1])}.{modules[layer[2]]}.{layer[3]}"
 
     def adapt(

@@ -1,0 +1,1 @@
+"""EXAONE 3 and 3.5: Llama under other names."""

@@ -1,0 +1,1 @@
+"""MiniCPM 1, 2 and 4: Granite's multipliers under other names."""

@@ -1,0 +1,1 @@
+"""Orion: Llama with layer norm, weight and bias."""
