@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from puna.entrypoints.cli import run
-from support.checkpoints import FAMILIES, tiny_config, tiny_tensors
-from support.gguf_checkpoints import write_gguf
+from support.checkpoints import GGUF_FAMILIES, tiny_config, tiny_tensors
+from support.gguf_checkpoints import GGUF_ARCHITECTURE, write_gguf
 from support.tiny_model import write_tiny_model
 
 Puna = Callable[..., tuple[int, str, str]]
@@ -233,12 +233,12 @@ GGUF_SIZES = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GGUF_FAMILIES)
 def test_sizes_that_contradict_the_tensors_of_a_gguf_file(puna: Puna, tmp_path: Path, family: str) -> None:
     config = tiny_config(family)
     path = write_gguf(tmp_path / "model.gguf", config, tiny_tensors(config))
     written = path.read_bytes()
-    prefix = "llama" if family == "mistral" else family
+    prefix = GGUF_ARCHITECTURE.get(family, family)
     for key, values in GGUF_SIZES.items():
         place = written.index(f"{prefix}.{key}".encode()) + len(prefix) + 1 + len(key)
         assert written[place : place + 4] in (b"\4\0\0\0", b"\6\0\0\0")  # uint32 or float32: no longer key
@@ -253,7 +253,7 @@ def test_missing_tensors_name_the_file(puna: Puna, tiny: Path, tmp_path: Path) -
     model = shutil.copytree(tiny, tmp_path / "m")
     config = json.loads((tiny / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    message = f"{model / 'model.safetensors'}, 'layers.2.input_layernorm.weight': is missing"
+    message = f"{model / 'model.safetensors'}, 'layers.2.self_attn.q_proj.weight': is missing"
     refused(puna("generate", str(model), "-p", "x"), 3, message)
 
 

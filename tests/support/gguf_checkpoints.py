@@ -39,7 +39,7 @@ _GGUF_LAYER = {
     "post_mlp_layernorm": "post_ffw_norm",
 }
 _GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_GGUF_ARCHITECTURE = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r"}
+GGUF_ARCHITECTURE = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r"}
 EXAONE_KEYS_INVERSE = {theirs: ours for ours, theirs in EXAONE_KEYS.items()}
 _PERMUTED = ("llama", "mistral", "granite", "olmo", "smollm3", "internlm2", "minicpm", "baichuan")
 _POST_NORMED = ("olmo2", "olmo3", "exaone4")
@@ -88,7 +88,7 @@ def write_gguf(
         The file, of a split set the first.
     """
     family = config["model_type"]
-    writer = gguf.GGUFWriter(path, _GGUF_ARCHITECTURE.get(family, family), split_max_tensors=tensors_per_file)
+    writer = gguf.GGUFWriter(path, GGUF_ARCHITECTURE.get(family, family), split_max_tensors=tensors_per_file)
     config = {EXAONE_KEYS_INVERSE.get(key, key): value for key, value in config.items()}
     tensors = llama_names(config, tensors)
     _write_metadata(writer, config)

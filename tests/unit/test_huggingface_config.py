@@ -219,4 +219,5 @@ def test_kinds_that_a_family_does_not_have() -> None:
 
 def test_every_family_of_the_table_is_registered() -> None:
     register_all_models()
-    assert {family.architecture for family in FAMILIES.values()} == set(PIPELINE_REGISTRY.architectures)
+    names = {name for family in FAMILIES.values() for name in (family.architecture, *family.other_architectures)}
+    assert names == set(PIPELINE_REGISTRY.architectures)
