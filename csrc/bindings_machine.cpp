@@ -78,6 +78,7 @@ void bind_machine(nb::module_& m) {
                      if (!view.is_valid()) throw nb::python_error();
                      return view;
                    })
+      .def("release", [](const MappedFile& self) { self.release(); })
       .def_prop_ro("size", &MappedFile::size)
       .def_prop_ro("path",
                    [](const MappedFile& self) {

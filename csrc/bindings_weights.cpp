@@ -8,6 +8,8 @@
 #include <memory>
 
 #include "bindings.h"
+#include "core/blake2.h"
+#include "core/mapped_file.h"
 #include "core/memory.h"
 #include "core/product.h"
 #include "core/text.h"
@@ -57,17 +59,48 @@ nb::object dequantize(const std::string& name, nb::handle data, int64_t cols) {
   return to_numpy(std::move(out), {rows, cols});
 }
 
+bool is_full_precision(const std::string& precision) {
+  if (precision == "auto" || precision == "float32") return precision == "float32";
+  invalid("precision must be 'auto' or 'float32', got '", precision, "'");
+}
+
 std::shared_ptr<PackedMatrix> pack(const std::string& name, nb::handle data, int64_t rows, int64_t cols,
                                    const std::string& precision, nb::handle threads) {
-  if (precision != "auto" && precision != "float32") {
-    invalid("precision must be 'auto' or 'float32', got '", precision, "'");
-  }
+  const bool full_precision = is_full_precision(precision);
   const Format& format = format_called(name);
   const int count = thread_count(threads);
   const Array array(data, "data");
   const nb::gil_scoped_release release;
-  return pack_matrix(format, array.view().data, array.bytes(), rows, cols, precision == "float32", count);
+  return pack_matrix(format, array.view().data, array.bytes(), rows, cols, full_precision, count);
 }
+
+std::shared_ptr<PackedMatrix> map_packed(const std::string& name, const std::shared_ptr<MappedFile>& file,
+                                         int64_t offset, int64_t rows, int64_t cols, const std::string& precision) {
+  const bool full_precision = is_full_precision(precision);
+  if (offset < 0 || offset > file->size()) invalid("offset ", offset, " is not in the ", file->size(), " bytes");
+  const std::shared_ptr<const uint8_t> packed(file, file->data() + offset);
+  return std::make_shared<PackedMatrix>(format_called(name), rows, cols, full_precision, packed,
+                                        file->size() - offset);
+}
+
+nb::bytes bytes_of(const Digest& digest) { return nb::bytes(digest.data(), digest.size()); }
+
+nb::bytes blake2bp_bytes(nb::handle data) {
+  const Array array(data, "data");
+  Digest digest;
+  {
+    const nb::gil_scoped_release release;
+    digest = blake2bp(array.view().data, array.bytes());
+  }
+  return bytes_of(digest);
+}
+
+int get_matrix_buffer(PyObject* self, Py_buffer* buffer, int flags) {
+  const PackedMatrix* matrix = nb::inst_ptr<PackedMatrix>(nb::handle(self));
+  return PyBuffer_FillInfo(buffer, self, const_cast<uint8_t*>(matrix->data()), matrix->bytes(), 1, flags);
+}
+
+PyType_Slot matrix_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(get_matrix_buffer)}, {0, nullptr}};
 
 nb::object rows_f32(const PackedMatrix& matrix, nb::handle ids) {
   const Array array(ids, "ids");
@@ -151,9 +184,14 @@ void bind_weights(nb::module_& m) {
   m.def("matmul", &matmul, nb::arg("matrices"), nb::arg("x"), nb::arg("variant"), nb::arg("threads") = nb::none(),
         nb::arg("two_terms") = false);
 
-  nb::class_<PackedMatrix>(m, "PackedMatrix")
+  m.attr("PACKED_LAYOUT") = kPackedLayout;
+  m.def("blake2bp", &blake2bp_bytes, nb::arg("data"));
+  nb::class_<PackedMatrix>(m, "PackedMatrix", nb::type_slots(matrix_slots))
       .def(nb::new_(&pack), nb::arg("format"), nb::arg("data"), nb::arg("rows"), nb::arg("cols"),
            nb::arg("precision") = "auto", nb::arg("threads") = nb::none())
+      .def_static("mapped", &map_packed, nb::arg("format"), nb::arg("file"), nb::arg("offset"), nb::arg("rows"),
+                  nb::arg("cols"), nb::arg("precision") = "auto")
+      .def_prop_ro("digest", [](const PackedMatrix& self) { return bytes_of(self.digest()); })
       .def_prop_ro("format", [](const PackedMatrix& self) { return self.format().name; })
       .def_prop_ro("rows", &PackedMatrix::rows)
       .def_prop_ro("cols", &PackedMatrix::cols)

@@ -1,5 +1,6 @@
 #include "mapped_file.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstddef>
@@ -23,6 +24,7 @@ struct Mapping {
 };
 constexpr int kMaxMappings = 4096;  // a split checkpoint has a few hundred files
 Mapping mappings[kMaxMappings];
+constexpr uintptr_t kHugePage = 1 << 21;
 std::mutex table_mutex;  // for registering; never taken by the handler
 struct sigaction previous_action;
 std::atomic<int> forwarding{0};
@@ -139,6 +141,20 @@ MappedFile::~MappedFile() {
     mappings[slot_].begin.store(0, std::memory_order_release);
   }
   munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_));
+}
+
+void MappedFile::release(const uint8_t* data, int64_t bytes) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(data), last = first + static_cast<uintptr_t>(bytes);
+  for (const Mapping& mapping : mappings) {
+    const uintptr_t begin = mapping.begin.load(std::memory_order_acquire);
+    const uintptr_t end = mapping.end.load(std::memory_order_acquire);
+    if (begin == 0 || first < begin || last > end) continue;
+    // A fault maps its neighbours too, at most to the borders of a huge page.
+    const uintptr_t from = std::max(first / kHugePage * kHugePage, begin);
+    const uintptr_t to = std::min((last + kHugePage - 1) / kHugePage * kHugePage, end);
+    madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
+    return;
+  }
 }
 
 bool MappedFile::is_damaged() const { return mappings[slot_].is_damaged.load(std::memory_order_acquire); }

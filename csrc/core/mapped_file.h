@@ -27,6 +27,11 @@ class MappedFile {
   // Whether part of the file was gone when it was read: what was read since then may be zeros.
   bool is_damaged() const;
 
+  // Lets the pages of a range go that lies inside some mapping, and what the system may have mapped along with them. They
+  // stay in the system's cache of the file and come back when they are read; a range elsewhere is left alone.
+  static void release(const uint8_t* data, int64_t bytes);
+  void release() const { release(data_, size_); }
+
  private:
   std::string path_;
   const uint8_t* data_ = nullptr;

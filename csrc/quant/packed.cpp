@@ -2,6 +2,7 @@
 
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <limits>
@@ -12,6 +13,7 @@ namespace puna {
 namespace {
 
 constexpr int64_t kPackColumns = 256;  // whole blocks and units of every format
+constexpr size_t kHugePage = 1 << 21;  // of x86-64, and of aarch64 with pages of 4 KiB
 
 int64_t checked_product(int64_t a, int64_t b) {
   int64_t product;
@@ -23,27 +25,54 @@ int64_t checked_product(int64_t a, int64_t b) {
 
 void PackedMatrix::Unmap::operator()(uint8_t* memory) const { munmap(memory, static_cast<size_t>(bytes)); }
 
-PackedMatrix::PackedMatrix(const Format& format, int64_t rows, int64_t cols, bool full_precision)
-    : format_(&format), kernel_(kernel_for(format, full_precision)), rows_(rows), cols_(cols) {
-  if (rows <= 0 || cols <= 0 || cols % format.block_elements != 0) {
+void PackedMatrix::plan() {
+  const Format& format = *format_;
+  if (rows_ <= 0 || cols_ <= 0 || cols_ % format.block_elements != 0) {
     throw std::invalid_argument("rows and columns must be positive, columns whole blocks of the format");
   }
   // Far below what int64 offsets hold, far above any model.
-  if (cols > std::numeric_limits<int32_t>::max() || rows > std::numeric_limits<int32_t>::max()) {
+  if (cols_ > std::numeric_limits<int32_t>::max() || rows_ > std::numeric_limits<int32_t>::max()) {
     throw std::invalid_argument("more than 2**31-1 rows or columns");
   }
   if (kernel_ == Kernel::stored) {
-    stride_ = checked_product(cols / format.block_elements, format.block_bytes);
-    bytes_ = checked_product(rows, stride_);
+    stride_ = checked_product(cols_ / format.block_elements, format.block_bytes);
+    bytes_ = checked_product(rows_, stride_);
   } else {
-    stride_ = checked_product((cols + format.unit_elements - 1) / format.unit_elements, format.unit_bytes);
+    stride_ = checked_product((cols_ + format.unit_elements - 1) / format.unit_elements, format.unit_bytes);
     bytes_ = checked_product(panels(), stride_);
   }
-  // A mapping is zeroed, as packing wants it, touched first by the thread that packs, and fit for huge pages.
-  void* memory = mmap(nullptr, static_cast<size_t>(bytes_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+PackedMatrix::PackedMatrix(const Format& format, int64_t rows, int64_t cols, bool full_precision)
+    : format_(&format), kernel_(kernel_for(format, full_precision)), rows_(rows), cols_(cols) {
+  plan();
+  // A mapping is zeroed, as packing wants it, and touched first by the thread that packs. One that begins at a huge
+  // page has them from its first byte to the last whole one; the room for that is address space, not memory.
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), size = static_cast<size_t>(bytes_);
+  const size_t spare = size >= kHugePage ? kHugePage - page : 0;
+  void* memory = mmap(nullptr, size + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  madvise(memory, static_cast<size_t>(bytes_), MADV_HUGEPAGE);
-  memory_ = std::unique_ptr<uint8_t, Unmap>(static_cast<uint8_t*>(memory), Unmap{bytes_});
+  uint8_t* begin = static_cast<uint8_t*>(memory);
+  if (spare > 0) {
+    const size_t before = -reinterpret_cast<uintptr_t>(begin) % kHugePage;
+    const size_t whole = (size + page - 1) / page * page;
+    if (before > 0) munmap(begin, before);
+    if (before < spare) munmap(begin + before + whole, spare - before);
+    begin += before;
+  }
+  madvise(begin, size, MADV_HUGEPAGE);
+  memory_ = std::unique_ptr<uint8_t, Unmap>(begin, Unmap{bytes_});
+  data_ = begin;
+}
+
+PackedMatrix::PackedMatrix(const Format& format, int64_t rows, int64_t cols, bool full_precision,
+                           std::shared_ptr<const uint8_t> packed, int64_t available)
+    : format_(&format), kernel_(kernel_for(format, full_precision)), rows_(rows), cols_(cols), owner_(std::move(packed)) {
+  plan();
+  data_ = owner_.get();
+  if (available < bytes_ || reinterpret_cast<uintptr_t>(data_) % 64 != 0) {
+    throw std::invalid_argument("the packed matrix is not all there, or not at a multiple of 64");
+  }
 }
 
 void PackedMatrix::pack(const uint8_t* source, int64_t panel_begin, int64_t panel_end) {
@@ -68,11 +97,11 @@ void PackedMatrix::pack(const uint8_t* source, int64_t panel_begin, int64_t pane
 
 void PackedMatrix::row_f32(int64_t row, float* out) const {
   if (kernel_ == Kernel::stored) {
-    format_->dequantize(memory_.get() + row * stride_, cols_, out);
+    format_->dequantize(data_ + row * stride_, cols_, out);
     return;
   }
   std::vector<uint8_t> blocks(static_cast<size_t>(row_bytes()));
-  format_->unpack_row(memory_.get() + row / kPanelRows * stride_, cols_,
+  format_->unpack_row(data_ + row / kPanelRows * stride_, cols_,
                            static_cast<int>(row % kPanelRows), blocks.data());
   format_->dequantize(blocks.data(), cols_, out);
 }

@@ -17,6 +17,9 @@ _Float32Array = NDArray[np.float32]
 FORMATS: Final[tuple[str, ...]]
 """Names of all storage formats, ggml's."""
 
+PACKED_LAYOUT: Final[int]
+"""Which packed bytes a format has; another number, other bytes."""
+
 class _CpuInfo(TypedDict):
     vendor: str
     model: str
@@ -75,6 +78,9 @@ def format_info(format: str) -> tuple[int, int, Literal["a8", "f32"]]:
 def a8_row_bytes(cols: int) -> int:
     """Bytes of a row of `cols` values as int8 activations: `row_bytes` of a buffer that holds them."""
 
+def blake2bp(data: NDArray[Any] | memoryview | bytes) -> bytes:
+    """The BLAKE2bp digest of some bytes, 64 bytes. The interpreter lock is free meanwhile."""
+
 def dequantize(format: str, data: NDArray[Any], cols: int) -> _Float32Array:
     """Stored rows as float32 `[rows, cols]`, bit-equal to the gguf package.
 
@@ -107,6 +113,9 @@ class MappedFile:
 
     def __init__(self, path: str | PathLike[str]) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    def release(self) -> None:
+        """Lets all pages go that were read; they come back, from the system's cache, when they are read again."""
+
     @property
     def data(self) -> memoryview: ...
     @property
@@ -117,7 +126,9 @@ class MappedFile:
     def damaged(self) -> bool: ...
 
 class PackedMatrix:
-    """A weight matrix in the form that kernels read; keeps nothing of `data`.
+    """A weight matrix in the form that kernels read; keeps nothing of `data`. Its packed bytes are its buffer.
+
+    Where `data` is a view of a `MappedFile`, the pages of the file are let go while it is packed.
 
     Args:
         format: One of `FORMATS`.
@@ -140,6 +151,21 @@ class PackedMatrix:
         precision: str = "auto",
         threads: int | None = None,
     ) -> None: ...
+    @staticmethod
+    def mapped(
+        format: str, file: MappedFile, offset: int, rows: int, cols: int, precision: str = "auto"
+    ) -> PackedMatrix:
+        """A matrix whose packed bytes are in a file, from `offset` on; it keeps the mapping, and reads when it must.
+
+        Raises:
+            ValueError: The file is too short, the offset no multiple of 64, or as for the class.
+        """
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def digest(self) -> bytes:
+        """64 bytes that tell the stored blocks apart: BLAKE2bp over the digests of pieces of rows. Zeros if mapped."""
+
     @property
     def format(self) -> str: ...
     @property

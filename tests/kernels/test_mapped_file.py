@@ -67,6 +67,15 @@ def test_a_cut_file_is_noticed_by_the_worker_threads(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sums, [cols, 0])
 
 
+def test_pages_that_are_let_go_come_back(tmp_path: Path) -> None:
+    mapped = _native.MappedFile(make(tmp_path / "f"))
+    array = np.frombuffer(mapped.data, np.uint8)
+    assert array.sum() == 8 * PAGE - 5
+    mapped.release()
+    assert array.sum() == 8 * PAGE - 5
+    assert not mapped.damaged
+
+
 def test_what_cannot_be_mapped(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         _native.MappedFile(tmp_path / "none")

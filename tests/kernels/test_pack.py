@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,34 @@ def test_threads_pack_alike() -> None:
     ids = np.arange(100, dtype=np.int64)
     one, three = (_native.PackedMatrix("Q5_K", data, 100, 512, "auto", threads) for threads in (1, 3))
     assert same_bits(one.rows_f32(ids), three.rows_f32(ids))
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+@pytest.mark.parametrize("format", _native.FORMATS)
+def test_a_mapped_matrix_is_the_packed_one(format: str, precision: str, tmp_path: Path) -> None:
+    rows, cols = 37, {1: 77, 32: 96, 64: 192}.get(ggml_blocks.block_shape(format)[0], 768)
+    data = ggml_blocks.random_blocks(np.random.default_rng(4), format, rows, cols)
+    packed = _native.PackedMatrix(format, data, rows, cols, precision, 2)
+    (tmp_path / "f").write_bytes(bytes(128) + bytes(memoryview(packed)))
+    mapped = _native.PackedMatrix.mapped(format, _native.MappedFile(tmp_path / "f"), 128, rows, cols, precision)
+    assert (mapped.format, mapped.rows, mapped.cols, mapped.partner) == (format, rows, cols, packed.partner)
+    assert bytes(memoryview(mapped)) == bytes(memoryview(packed))
+    ids = np.arange(rows)
+    assert same_bits(mapped.rows_f32(ids), packed.rows_f32(ids))
+    assert memoryview(mapped).readonly
+
+
+def test_what_cannot_be_mapped_as_a_matrix(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(bytes(576 + 64))
+    file = _native.MappedFile(tmp_path / "f")
+    assert _native.PackedMatrix.mapped("Q4_0", file, 64, 16, 64).nbytes == 576
+    for offset in (-64, 65, 128, 704, 2**62):
+        with pytest.raises(ValueError):
+            _native.PackedMatrix.mapped("Q4_0", file, offset, 16, 64)
+    with pytest.raises(ValueError, match="precision"):
+        _native.PackedMatrix.mapped("Q4_0", file, 0, 16, 32, "int8")
+    with pytest.raises(ValueError, match="whole blocks"):
+        _native.PackedMatrix.mapped("Q4_0", file, 0, 16, 33)
 
 
 def test_refusals() -> None:

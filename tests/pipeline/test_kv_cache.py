@@ -335,6 +335,8 @@ def test_pages_of_a_budget() -> None:
     assert params.bytes_per_block == 16_777_216
     assert plan_num_blocks(params, memory, max_seq_len=1 << 20, max_batch_size=16, utilization=1.0) == 2560
     assert plan_num_blocks(params, memory, max_seq_len=8192, max_batch_size=16, utilization=1.0) == 1024
+    assert memory.less(5).available == memory.available - 5
+    assert memory.less(memory.available + 1).available == 0
 
 
 def test_too_little_memory_says_by_how_much() -> None:

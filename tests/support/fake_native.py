@@ -27,6 +27,7 @@ class FakeMatrix:
         self.values = data.reshape(-1).view(_TYPES[format]).reshape(rows, cols).astype(np.float32)
         self.partner = "a8" if is_coded else "f32"
         self.nbytes = data.nbytes
+        self.digest = data.tobytes()[:64].ljust(64)
 
 
 class FakeNative:
@@ -41,6 +42,11 @@ class FakeNative:
         matrix = FakeMatrix(format, data, rows, cols, precision == "auto" and format in self.code_formats)
         self.matrices.append(matrix)
         return matrix
+
+    PACKED_LAYOUT = 0
+
+    def blake2bp(self, data: Array) -> bytes:
+        return data.tobytes()[:64].ljust(64)
 
     def a8_row_bytes(self, cols: int) -> int:
         return cols + cols // 32 * 8

@@ -1,4 +1,4 @@
-"""The native executor: weights packed for this machine, and instructions emitted to `puna._native.Program`."""
+"""The native executor: instructions emitted to `puna._native.Program`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,49 +21,25 @@ from puna.engine.instructions import (
 )
 from puna.engine.lowering import lower
 from puna.engine.memory_plan import MemoryPlan, plan_memory
+from puna.engine.packed_weights import PackedWeights, Packer, Precision, pack_weights
 from puna.graph import Graph
-from puna.graph.ops.op import Float32Array
 from puna.graph.weights.weight_data import WeightData
 
 if TYPE_CHECKING:
-    from puna._native import PackedMatrix, Program
+    from puna._native import Program
+    from puna.engine.packed_cache.store import PackedCache
 
-__all__ = ["LoadReport", "NativeExecutor", "PackedWeights", "emit_program", "pack_weights"]
+__all__ = ["LoadReport", "NativeExecutor", "emit_program"]
 
 Array = np.ndarray[Any, Any]
 
 
-class Native(Protocol):
+class Native(Packer, Protocol):
     """The part of `puna._native` that the executor uses."""
 
     def Program(self, variant: str) -> Program: ...
 
-    def PackedMatrix(
-        self, format: str, data: Array, rows: int, cols: int, precision: str, threads: int
-    ) -> PackedMatrix: ...
-
     def a8_row_bytes(self, cols: int) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PackedWeights:
-    """Matrices packed for the kernels, vectors as float32, by full name."""
-
-    matrices: Mapping[str, PackedMatrix]
-    vectors: Mapping[str, Float32Array]
-
-    def __getitem__(self, name: str) -> PackedMatrix | Float32Array:
-        return self.matrices[name] if name in self.matrices else self.vectors[name]
-
-    def partner(self, name: str) -> str:
-        """What products with a matrix take: `"a8"` or `"f32"`."""
-        return self.matrices[name].partner
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all packed weights."""
-        packed = sum(matrix.nbytes for matrix in self.matrices.values())
-        return packed + sum(vector.nbytes for vector in self.vectors.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +56,9 @@ class LoadReport:
         num_instructions: Instructions that one step runs.
         pack_s: Seconds spent on reading and packing weights.
         lower_s: Seconds spent on everything else.
+        content_id: The identity of the stored weights, a function of their names, formats, shapes and bytes; None for
+            the reference executor.
+        mapped_bytes: Those of `packed_bytes` that are mapped from a file: the system counts their memory as available.
     """
 
     num_weights: int
@@ -91,32 +70,13 @@ class LoadReport:
     num_instructions: int
     pack_s: float
     lower_s: float
+    content_id: str | None = None
+    mapped_bytes: int = 0
 
     def activation_bytes(self, num_tokens: int, batch_size: int, num_logit_rows: int = 0) -> int:
         """Memory of the arena in a step of this size (rows are rounded up to 16)."""
         rows = [-(-count // 16) * 16 for count in (num_tokens, batch_size, num_logit_rows)]
         return rows[0] * self.token_bytes + rows[1] * self.request_bytes + rows[2] * self.logit_row_bytes
-
-
-def pack_weights(
-    native: Native, weights: Mapping[str, WeightData], precision: Literal["auto", "float32"], threads: int
-) -> PackedWeights:
-    """Pack every matrix once, whoever uses it: a tied embedding and output matrix are one.
-
-    Raises:
-        WeightsError: a file was cut while it was read.
-    """
-    matrices: dict[str, PackedMatrix] = {}
-    vectors: dict[str, Float32Array] = {}
-    for name, weight in weights.items():
-        if len(weight.shape) == 2:
-            rows, cols = weight.shape
-            stored = np.ascontiguousarray(weight.data).reshape(rows, -1).view(np.uint8)
-            matrices[name] = native.PackedMatrix(weight.format, stored, rows, cols, precision, threads)
-            weight.check()
-        else:
-            vectors[name] = np.ascontiguousarray(weight.to_float32())
-    return PackedWeights(matrices, vectors)
 
 
 def emit_program(
@@ -217,6 +177,7 @@ class NativeExecutor:
         precision: `"float32"` makes every product take float32 activations.
         variant: Which kernels.
         threads: How many threads work on a step.
+        cache: Where packed weights are kept for later starts; None: nowhere.
         fuse: Whether neighbours become one instruction.
         packed: The weights as another executor has packed them.
     """
@@ -227,14 +188,15 @@ class NativeExecutor:
         graph: Graph,
         weights: Mapping[str, WeightData],
         *,
-        precision: Literal["auto", "float32"],
+        precision: Precision,
         variant: str,
         threads: int,
+        cache: PackedCache | None = None,
         fuse: bool = True,
         packed: PackedWeights | None = None,
     ) -> None:
         begin = time.perf_counter()
-        self._packed = pack_weights(native, weights, precision, threads) if packed is None else packed
+        self._packed = pack_weights(native, weights, precision, threads, cache) if packed is None else packed
         self._derive = partial(
             NativeExecutor, native, weights=weights, precision=precision, variant=variant, threads=threads, fuse=fuse
         )
@@ -258,6 +220,8 @@ class NativeExecutor:
             num_instructions=len(self._labels),
             pack_s=packed_at - begin,
             lower_s=time.perf_counter() - packed_at,
+            content_id=self._packed.content_id,
+            mapped_bytes=self._packed.nbytes if self._packed.file is not None else 0,
         )
 
     def derive(self, graph: Graph) -> NativeExecutor:
@@ -269,8 +233,10 @@ class NativeExecutor:
 
         Raises:
             ValueError: an input is not one that the program can run; the message names it.
+            WeightsError: the file of the packed weights was cut; what was computed is of no use.
         """
         self.program.execute(dict(inputs), list(outputs), self._threads)
+        self._packed.check()
 
     def set_tracing(self, is_on: bool) -> None:
         """Note times from the next run on, or no longer."""

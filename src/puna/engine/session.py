@@ -17,6 +17,7 @@ from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import Graph
 
 if TYPE_CHECKING:
+    from puna.engine.packed_cache import PackedCache
     from puna.graph.weights.weight_data import WeightData
 
 __all__ = ["ExecutorName", "InferenceSession", "Precision"]
@@ -38,6 +39,7 @@ class InferenceSession:
         precision: `"auto"` rounds activations to 8 bits where a weight's format has an integer kernel, and to bfloat16
             where weights are bfloat16; `"float32"` makes every product take float32 activations.
         variant: Which kernels (`"scalar"`, `"avx2"`, …); None: the best that this machine runs, or `PUNA_VARIANT`.
+        weight_cache: Where packed weights are kept for later starts; None: nowhere.
 
     Raises:
         UnsupportedModelError: several devices, or one that is no CPU.
@@ -51,6 +53,7 @@ class InferenceSession:
         num_threads: int | None = None,
         precision: Precision = "auto",
         variant: str | None = None,
+        weight_cache: PackedCache | None = None,
     ) -> None:
         self.devices = list(devices) if devices is not None else [CPU()]
         if len(self.devices) != 1 or not self.devices[0].is_host:
@@ -62,6 +65,7 @@ class InferenceSession:
         self.precision: Precision = precision
         self._num_threads = num_threads
         self._variant = variant
+        self._weight_cache = weight_cache
         self._limits: MachineLimits | None = None
 
     @property
@@ -128,12 +132,13 @@ class InferenceSession:
         model = self._load_native(graph, weights) if executor == "native" else self._load_reference(graph, weights)
         report = model.report
         _log.info(
-            "loaded %s (%s): %d weights, %.1f MB stored, %.1f MB packed, %d instructions, %.2f s",
+            "loaded %s (%s): %d weights, %.1f MB stored, %.1f MB packed (%.1f MB mapped), %d instructions, %.2f s",
             graph.name,
             executor,
             report.num_weights,
             report.source_bytes / 1e6,
             report.packed_bytes / 1e6,
+            report.mapped_bytes / 1e6,
             report.num_instructions,
             time.perf_counter() - begin,
         )
@@ -144,7 +149,13 @@ class InferenceSession:
 
         native: Native = _native
         executor = NativeExecutor(
-            native, graph, weights, precision=self.precision, variant=self.variant, threads=self.num_threads
+            native,
+            graph,
+            weights,
+            precision=self.precision,
+            variant=self.variant,
+            threads=self.num_threads,
+            cache=self._weight_cache,
         )
         return Model(graph, executor, report=executor.report, tracer=executor, limits=lambda: self.limits)
 

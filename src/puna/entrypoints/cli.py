@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "list": ("puna.entrypoints.commands.models", "list_command", "List the models that were fetched."),
     "pull": ("puna.entrypoints.commands.models", "pull", "Fetch a model."),
     "rm": ("puna.entrypoints.commands.models", "rm", "Delete a fetched model."),
+    "cache": ("puna.entrypoints.commands.cache", "cache", "Look after weights that are kept for later starts."),
     "tokenize": ("puna.entrypoints.commands.tokenize", "tokenize", "Turn text into token ids."),
     "bench": ("puna.entrypoints.commands.bench", "bench", "Measure how fast a model runs here."),
     "doctor": ("puna.entrypoints.commands.doctor", "doctor", "Tell what was found out about this machine."),

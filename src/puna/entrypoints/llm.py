@@ -50,6 +50,7 @@ class LLM:
             most of the memory that is left.
         block_size: Tokens of a page of the KV cache.
         enable_prefix_caching: Whether requests with equal beginnings share pages.
+        enable_weight_cache: Whether packed weights are kept on disk, and mapped when an earlier load kept them.
         threads: Threads that work on a step; None: as many as this process may use.
         seed: What the seeds of requests without one are drawn from; None: from the system.
         generation_config: `auto`: requests without sampling values take those of the checkpoint's
@@ -85,6 +86,7 @@ class LLM:
         kv_cache_memory: int | None = None,
         block_size: int = 128,
         enable_prefix_caching: bool = True,
+        enable_weight_cache: bool = True,
         threads: int | None = None,
         seed: int | None = None,
         generation_config: GenerationConfig = "auto",
@@ -102,6 +104,7 @@ class LLM:
             kv_cache_memory=kv_cache_memory,
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
+            enable_weight_cache=enable_weight_cache,
             threads=threads,
             seed=seed,
             generation_config=generation_config,

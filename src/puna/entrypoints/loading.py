@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, get_args
 
 from puna.driver import CPU
 from puna.engine import InferenceSession
+from puna.entrypoints.weight_cache import weight_cache
 from puna.errors import InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
 from puna.graph.weights import GGUFWeights
 from puna.models import find_model
@@ -57,6 +58,7 @@ class EngineOptions:
     kv_cache_memory: int | None = None
     block_size: int = 128
     enable_prefix_caching: bool = True
+    enable_weight_cache: bool = True
     threads: int | None = None
     seed: int | None = None
     generation_config: GenerationConfig = "auto"
@@ -194,7 +196,12 @@ def _load_pipeline(config: PipelineConfig, options: EngineOptions) -> tuple[Any,
     architecture = PIPELINE_REGISTRY.retrieve(config)
     model_config = config.model
     _require_room_for_weights(model_config.files.size_bytes)
-    session = InferenceSession(num_threads=options.threads, precision=options.dtype, variant=kernel_variant())
+    session = InferenceSession(
+        num_threads=options.threads,
+        precision=options.dtype,
+        variant=kernel_variant(),
+        weight_cache=weight_cache() if options.enable_weight_cache else None,
+    )
     weights_format = model_config.weights_format
     assert weights_format is not None, "a resolved model has weights"
     model: Any = architecture.pipeline_model(
@@ -225,7 +232,7 @@ def _load_pipeline(config: PipelineConfig, options: EngineOptions) -> tuple[Any,
 def _num_blocks(model: Any, config: PipelineConfig, options: EngineOptions) -> int:
     """Pages of the KV cache: what `kv_cache_memory` holds, else what the machine's memory does."""
     asked = options.kv_cache_memory
-    memory = machine_memory()
+    memory = machine_memory().less(model.model.report.mapped_bytes)
     if asked is not None and asked > memory.available:
         raise InsufficientMemoryError("the KV cache (kv_cache_memory)", asked, memory.available, "ask for less")
     return plan_num_blocks(

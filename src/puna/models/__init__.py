@@ -7,13 +7,14 @@ paths.
 
 from puna.models.files import ModelFiles
 from puna.models.names import InstalledModel, RemovedModel, find_model, list_models, pull_model, remove_model
-from puna.models.packaged import DEFAULT_MODEL
+from puna.models.packaged import DEFAULT_MODEL, cache_directory
 
 __all__ = [
     "DEFAULT_MODEL",
     "InstalledModel",
     "ModelFiles",
     "RemovedModel",
+    "cache_directory",
     "find_model",
     "list_models",
     "pull_model",

@@ -41,10 +41,13 @@ SHA-256: {_FILE_SHA256}
 
 
 def cache_directory() -> Path:
-    """Where Puna keeps what it fetched: `$XDG_CACHE_HOME/puna`, by default `~/.cache/puna`.
+    """Where Puna keeps what it fetched and made: `$PUNA_CACHE_DIR`, else `$XDG_CACHE_HOME/puna`, else `~/.cache/puna`.
 
     A relative `XDG_CACHE_HOME` is ignored, as the XDG base directory specification asks.
     """
+    own = os.environ.get("PUNA_CACHE_DIR")
+    if own:
+        return Path(own).expanduser().absolute()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "puna"
 

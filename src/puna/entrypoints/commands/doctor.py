@@ -13,7 +13,10 @@ from puna import __version__
 from puna.entrypoints.console import bytes_text, print_json, progress, tables
 
 _PROBE_S: Final = 2.0
-_SETTINGS: Final = ("PUNA_VARIANT", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+_SETTINGS: Final = (
+    *("PUNA_VARIANT", "PUNA_CACHE_DIR", "PUNA_CACHE_LIMIT", "XDG_CACHE_HOME"),
+    *("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"),
+)
 
 
 @click.command()

@@ -105,6 +105,7 @@ _VALUES: Final = (
 @click.option("-c", "--max-length", type=click.IntRange(1), help="Most tokens in all.  [default: the model's]")
 @click.option("--chat-template", type=click.Path(path_type=Path), metavar="FILE", help="Use this template.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option("--no-weight-cache", is_flag=True, help="Neither use nor keep packed weights on disk.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of streaming.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but the text.")
 def generate(model: str, prompt: str, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -166,6 +167,7 @@ def _load(model: str, options: dict[str, Any]) -> LLM:
         generation_config="auto" if options["generation_config"] else "none",
         chat_template=options["chat_template"],
         revision=options["revision"],
+        enable_weight_cache=not options["no_weight_cache"],
     )
 
 

@@ -118,6 +118,7 @@ class _File:
         self.alignment = self._alignment()
         self.entries: dict[str, TensorEntry] = {}
         described = [self._tensor(cursor) for _ in range(num_tensors)]
+        self.file.header_bytes = cursor.position
         data_begin = -(-cursor.position // self.alignment) * self.alignment
         for at, name, dtype, encoding, shape, offset in described:
             if name in self.entries:

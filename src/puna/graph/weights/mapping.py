@@ -27,11 +27,19 @@ class MappedWeights:
     Args:
         path: the file.
 
+    Attributes:
+        path: the file.
+        data: its bytes.
+        array: the same as uint8 `[size]`.
+        size: how many they are.
+        stamp: device, inode, size, and time of modification in ns, as they were when it was opened.
+        header_bytes: how many bytes come before the tensors; whoever reads the format states it.
+
     Raises:
         WeightsError: the file is missing, cannot be read, is empty, is no regular file, or is a pickle by its name.
     """
 
-    __slots__ = ("__weakref__", "_descriptor", "_map", "_modified", "array", "data", "path", "size")
+    __slots__ = ("__weakref__", "_descriptor", "_map", "array", "data", "header_bytes", "path", "size", "stamp")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -53,7 +61,8 @@ class MappedWeights:
             raise WeightsError("is not a regular file", file=self.path)
         if status.st_size == 0:
             raise WeightsError("is empty", file=self.path)
-        self._modified: Final = status.st_mtime_ns
+        self.stamp: Final = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        self.header_bytes = 0
         try:
             self._map: Final = _native.MappedFile(str(self.path))
         except (OSError, ValueError, RuntimeError) as error:  # the file went away since, or thousands are mapped
@@ -66,7 +75,11 @@ class MappedWeights:
     def damaged(self) -> bool:
         """Whether the file has another length or was written to since it was mapped, or a page of it was missing."""
         status = os.fstat(self._descriptor)
-        return self._map.damaged or (status.st_size, status.st_mtime_ns) != (self.size, self._modified)
+        return self._map.damaged or (status.st_size, status.st_mtime_ns) != self.stamp[2:]
+
+    def release(self) -> None:
+        """Give back the memory of pages that were read. They are read anew, mostly from the system's cache, on use."""
+        self._map.release()
 
     def check(self, tensor: str | None = None) -> None:
         """Raises WeightsError if the file is damaged."""

@@ -75,6 +75,7 @@ class _Header:
             raise WeightsError(message, file=file.path, offset=0)
         self.data_begin = 8 + length
         self.data_bytes = file.size - self.data_begin
+        file.header_bytes = self.data_begin
         self.scan = JsonScanner(file.data, 8, self.data_begin, file.path)
         if length == 0 or file.data[8] != 0x7B:
             self.scan.fail("the header does not begin with '{'")

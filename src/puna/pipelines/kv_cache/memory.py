@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from puna.errors import InsufficientMemoryError
@@ -25,6 +25,10 @@ class MachineMemory:
     total: int
     available: int
     limited_by: str = "machine"
+
+    def less(self, nbytes: int) -> MachineMemory:
+        """What is available when so many bytes of it, of mapped files that are needed all the time, are not."""
+        return replace(self, available=max(self.available - nbytes, 0))
 
 
 def machine_memory(root: Path = Path("/")) -> MachineMemory:
