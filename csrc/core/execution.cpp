@@ -9,6 +9,11 @@ namespace {
 constexpr int64_t kBytesPerMicrosecond = 8000, kFlopsPerMicrosecond = 50000;
 constexpr int64_t kPieceMicroseconds = 2;
 
+// How far threads without work look for weights that will be read: what one core reads from memory while another one
+// does a norm or a head's rotation.
+constexpr size_t kLookAhead = 5;  // instructions
+constexpr int64_t kAheadBytes = 32768;
+
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -41,19 +46,35 @@ bool Execution::advance() {
   return true;
 }
 
+Division Execution::divide(const Placed& placed, int phase) const {
+  Work work = placed.instruction->work(step_, placed.frame, phase);
+  if (threads_ > 1) work.least = fewest_units(work.units, placed.instruction->cost(step_, placed.frame));
+  return Division(work, threads_);
+}
+
 int64_t Execution::next(int thread) {
   while (advance()) {
-    const Placed& placed = timeline_[position_];
-    Work work = placed.instruction->work(step_, placed.frame, phase_);
-    if (work.units == 0) continue;
-    if (threads_ > 1) {
-      work.least = fewest_units(work.units, placed.instruction->cost(step_, placed.frame));
-      division_ = Division(work, threads_);
-      if (division_.pieces() > 1) return division_.pieces();
-    }
-    run_part(thread, {phase_, 0, work.units});
+    division_ = divide(timeline_[position_], phase_);
+    if (division_.pieces() > 1) return division_.pieces();
+    if (division_.pieces() == 1) piece(thread, 0);
   }
   return 0;
+}
+
+Ahead Execution::ahead() const {
+  const size_t end = std::min(timeline_.size(), position_ + 1 + kLookAhead);
+  for (size_t i = position_ + 1; i < end; ++i) {
+    const Placed& placed = timeline_[i];
+    if (placed.instruction->stream(step_, placed.frame, 0) == nullptr) continue;
+    const Division division = divide(placed, 0);
+    if (division.pieces() < 2) return {};
+    const auto begin_of = [&](int64_t piece) {
+      return placed.instruction->stream(step_, placed.frame, division.piece(piece).begin);
+    };
+    const uint8_t* first = begin_of(1);
+    return {first, division.pieces() > 2 ? begin_of(2) - first : 0, kAheadBytes};
+  }
+  return {};
 }
 
 void Execution::piece(int thread, int64_t index) {

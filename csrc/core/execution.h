@@ -31,10 +31,12 @@ class Execution final : public Stages {
             int64_t scratch_floats, int threads, InstructionTimes* times);
 
   int64_t next(int thread) override;
+  Ahead ahead() const override;
   void piece(int thread, int64_t index) override;
 
  private:
   bool advance();
+  Division divide(const Placed& placed, int phase) const;
   void run_part(int thread, const Part& part);
 
   const KernelTable& kernels_;

@@ -19,6 +19,7 @@ constexpr Maker kMakers[] = {
     {"head_norm", make_head_norm},
     {"quantize", make_quantize},
     {"matmul", make_matmul},
+    {"matmul_out", make_matmul_out},
     {"swiglu", make_swiglu},
     {"add", make_add},
     {"scale", make_scale},
@@ -45,6 +46,11 @@ const Weight& check_weight(const Declarations& declarations, const Frame& frame,
     invalid("'", name, "' is weight ", absolute, ", the program has ", declarations.weights.size());
   }
   return declarations.weights[static_cast<size_t>(absolute)];
+}
+
+OutputNeed& need_output(Needs& needs, int64_t output) {
+  if (needs.outputs.size() <= static_cast<size_t>(output)) needs.outputs.resize(static_cast<size_t>(output) + 1);
+  return needs.outputs[static_cast<size_t>(output)];
 }
 
 }  // namespace
@@ -92,6 +98,24 @@ void check_same_rows(const char* first_name, Rows first, const char* second_name
 
 void check_distinct(const char* first_name, int64_t first, const char* second_name, int64_t second) {
   if (first >= 0 && first == second) invalid("'", first_name, "' and '", second_name, "' are both buffer ", first);
+}
+
+void need_columns(Needs& needs, int64_t output, Rows rows, int64_t columns) {
+  OutputNeed& need = need_output(needs, output);
+  if (need.is_used && (need.is_offsets || need.rows != rows)) {
+    invalid("output ", output, " is something else already");
+  }
+  need.is_used = true;
+  need.rows = rows;
+  need.type = ElementType::f32;
+  need.width = std::max(need.width, columns);
+}
+
+void need_offsets(Needs& needs, int64_t output, ElementType type) {
+  OutputNeed& need = need_output(needs, output);
+  if (need.is_used) invalid("output ", output, " is something else already");
+  need.is_used = need.is_offsets = true;
+  need.type = type;
 }
 
 const PackedMatrix& check_matrix(const Declarations& declarations, const Frame& frame, const char* name,

@@ -38,6 +38,8 @@ class Instruction {
   // Throws std::invalid_argument when buffers, widths or weights do not fit; notes what it needs of inputs and outputs.
   virtual void check(const Declarations& declarations, const Frame& frame, Needs& needs) const = 0;
   virtual Cost cost(const Step& step, const Frame& frame) const = 0;
+  // Where the weights of a unit begin, which come from memory one unit after the other; null where there are none.
+  virtual const uint8_t* stream(const Step&, const Frame&, int64_t /*unit*/) const { return nullptr; }
   // Scratch memory of each thread.
   virtual int64_t scratch_floats(const Step&, const Frame&, const KernelTable&) const { return 0; }
   virtual int phases(const Step&) const { return 1; }
@@ -55,6 +57,7 @@ std::unique_ptr<const Instruction> make_norm(FieldReader& fields);
 std::unique_ptr<const Instruction> make_head_norm(FieldReader& fields);
 std::unique_ptr<const Instruction> make_quantize(FieldReader& fields);
 std::unique_ptr<const Instruction> make_matmul(FieldReader& fields);
+std::unique_ptr<const Instruction> make_matmul_out(FieldReader& fields);
 std::unique_ptr<const Instruction> make_swiglu(FieldReader& fields);
 std::unique_ptr<const Instruction> make_add(FieldReader& fields);
 std::unique_ptr<const Instruction> make_scale(FieldReader& fields);
@@ -71,6 +74,7 @@ std::unique_ptr<const Instruction> make_offsets_out(FieldReader& fields);
 
 inline constexpr int64_t kMaxWidth = int64_t{1} << 31;  // columns of anything
 inline constexpr int64_t kMaxIndex = 1 << 30;           // buffers, weights, layers
+inline constexpr int64_t kMaxOutputs = 64;
 
 // A required buffer or weight; and one that may be absent (-1).
 inline int64_t read_index(FieldReader& fields, const std::string& name) { return fields.integer(name, 0, kMaxIndex); }
@@ -87,6 +91,9 @@ Rows check_floats(const Declarations& declarations, const char* name, int64_t bu
 Rows check_a8(const Declarations& declarations, const char* name, int64_t buffer, int64_t columns, bool two_terms = false);
 void check_same_rows(const char* first_name, Rows first, const char* second_name, Rows second);
 void check_distinct(const char* first_name, int64_t first, const char* second_name, int64_t second);
+// An instruction writes float32 columns up to `columns` of this output, or offsets of this type.
+void need_columns(Needs& needs, int64_t output, Rows rows, int64_t columns);
+void need_offsets(Needs& needs, int64_t output, ElementType type);
 // Weight `frame.weight_base + index` must be a matrix, or a vector of this length.
 const PackedMatrix& check_matrix(const Declarations& declarations, const Frame& frame, const char* name, int64_t index);
 void check_vector(const Declarations& declarations, const Frame& frame, const char* name, int64_t index,

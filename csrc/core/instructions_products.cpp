@@ -143,17 +143,19 @@ class Quantize final : public Instruction {
 
 constexpr size_t kMaxMatrices = 16;
 
+// The result goes to a buffer, or straight to an output of the program.
 class Matmul final : public Instruction {
  public:
-  explicit Matmul(FieldReader& fields)
+  Matmul(FieldReader& fields, bool is_output)
       : x_(read_index(fields, "x")),
         width_(read_width(fields, "width")),
         weights_(fields.integers("weights", 0, kMaxIndex)),
-        out_(read_index(fields, "out")),
+        out_(is_output ? -1 : read_index(fields, "out")),
+        output_(is_output ? fields.integer("output", 0, kMaxOutputs - 1) : -1),
         out_col_(read_column(fields, "out_col")),
         biases_(fields.integers("biases", -1, kMaxIndex)),
         clip_(read_float(fields, "clip")),
-        residual_(read_optional(fields, "residual")),
+        residual_(is_output ? -1 : read_optional(fields, "residual")),
         multiplier_(read_float(fields, "multiplier")),
         two_terms_(fields.flag("two_terms")) {
     if (weights_.empty() || weights_.size() > kMaxMatrices) {
@@ -166,7 +168,7 @@ class Matmul final : public Instruction {
     if (clip_ < 0) invalid(fields.owner(), ": field 'clip' must be 0 (none) or more, got ", clip_);
   }
 
-  void check(const Declarations& declarations, const Frame& frame, Needs&) const override {
+  void check(const Declarations& declarations, const Frame& frame, Needs& needs) const override {
     int64_t outputs = 0;
     const Partner partner = check_matrix(declarations, frame, "weights", weights_.front()).partner();
     for (size_t i = 0; i < weights_.size(); ++i) {
@@ -178,6 +180,10 @@ class Matmul final : public Instruction {
     }
     const Rows rows = partner == Partner::a8 ? check_a8(declarations, "x", x_, width_, two_terms_)
                                              : check_floats(declarations, "x", x_, 0, width_);
+    if (output_ >= 0) {
+      need_columns(needs, output_, rows, out_col_ + outputs);
+      return;
+    }
     check_same_rows("x", rows, "out", check_floats(declarations, "out", out_, out_col_, outputs));
     check_distinct("x", x_, "out", out_);
     if (residual_ >= 0) {
@@ -196,6 +202,15 @@ class Matmul final : public Instruction {
     }
     cost.bytes += rows * (is_a8(step, frame) ? terms * a8_row_bytes(width_) : width_ * kFloat);
     return cost;
+  }
+
+  const uint8_t* stream(const Step& step, const Frame& frame, int64_t unit) const override {
+    for (const int64_t weight : weights_) {
+      const PackedMatrix& matrix = *step.weight(frame.weight_base + weight).matrix;
+      if (unit < matrix.panels()) return matrix.data() + matrix.bytes() / matrix.panels() * unit;
+      unit -= matrix.panels();
+    }
+    return nullptr;
   }
 
   int64_t scratch_floats(const Step& step, const Frame& frame, const KernelTable& kernels) const override {
@@ -225,6 +240,8 @@ class Matmul final : public Instruction {
 
   void fill(const Step& step, const Frame& frame, std::array<MatmulArgs, kMaxMatrices>& segments) const {
     const bool a8 = is_a8(step, frame);
+    float* const out = output_ < 0 ? step.floats_of(out_) : step.outputs[static_cast<size_t>(output_)].as<float>();
+    const int64_t ldo = output_ < 0 ? step.ld(out_) : step.outputs[static_cast<size_t>(output_)].shape[1];
     int64_t column = 0;
     for (size_t i = 0; i < weights_.size(); ++i) {
       const PackedMatrix& matrix = *step.weight(frame.weight_base + weights_[i]).matrix;
@@ -234,8 +251,8 @@ class Matmul final : public Instruction {
       args.a8 = a8 ? step.bytes_of(x_) : nullptr;
       if (two_terms_) take_exactly(args);
       args.m = step.rows_of(x_);
-      args.out = step.floats_of(out_) + out_col_ + column;
-      args.ldo = step.ld(out_);
+      args.out = out + out_col_ + column;
+      args.ldo = ldo;
       args.bias = vector_or_null(step, frame, biases_[i]);
       args.residual = residual_ < 0 ? nullptr : step.floats_of(residual_) + column;
       args.ldr = ld_or_zero(step, residual_);
@@ -247,7 +264,7 @@ class Matmul final : public Instruction {
 
   int64_t x_, width_;
   std::vector<int64_t> weights_;
-  int64_t out_, out_col_;
+  int64_t out_, output_, out_col_;
   std::vector<int64_t> biases_;
   float clip_;
   int64_t residual_;
@@ -305,7 +322,10 @@ std::unique_ptr<const Instruction> make(FieldReader& fields) {
 std::unique_ptr<const Instruction> make_embed(FieldReader& fields) { return make<Embed>(fields); }
 std::unique_ptr<const Instruction> make_norm(FieldReader& fields) { return make<Norm>(fields); }
 std::unique_ptr<const Instruction> make_quantize(FieldReader& fields) { return make<Quantize>(fields); }
-std::unique_ptr<const Instruction> make_matmul(FieldReader& fields) { return make<Matmul>(fields); }
+std::unique_ptr<const Instruction> make_matmul(FieldReader& fields) { return std::make_unique<Matmul>(fields, false); }
+std::unique_ptr<const Instruction> make_matmul_out(FieldReader& fields) {
+  return std::make_unique<Matmul>(fields, true);
+}
 std::unique_ptr<const Instruction> make_swiglu(FieldReader& fields) { return make<Swiglu>(fields); }
 
 }  // namespace puna

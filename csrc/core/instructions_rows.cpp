@@ -172,13 +172,6 @@ class GatherRows final : public Instruction {
   bool is_last_;
 };
 
-constexpr int64_t kMaxOutputs = 64;
-
-OutputNeed& need_output(Needs& needs, int64_t output) {
-  if (needs.outputs.size() <= static_cast<size_t>(output)) needs.outputs.resize(static_cast<size_t>(output) + 1);
-  return needs.outputs[static_cast<size_t>(output)];
-}
-
 class CopyOut final : public Instruction {
  public:
   explicit CopyOut(FieldReader& fields)
@@ -191,14 +184,7 @@ class CopyOut final : public Instruction {
 
   void check(const Declarations& declarations, const Frame&, Needs& needs) const override {
     check_same_rows("rows", rows_, "x", check_floats(declarations, "x", x_, col_, width_));
-    OutputNeed& need = need_output(needs, output_);
-    if (need.is_used && (need.is_offsets || need.rows != rows_)) {
-      invalid("output ", output_, " is something else already");
-    }
-    need.is_used = true;
-    need.rows = rows_;
-    need.type = ElementType::f32;
-    need.width = std::max(need.width, out_col_ + width_);
+    need_columns(needs, output_, rows_, out_col_ + width_);
   }
 
   Cost cost(const Step& step, const Frame&) const override { return {2 * step.rows_of(x_) * width_ * kFloat, 0}; }
@@ -225,10 +211,7 @@ class OffsetsOut final : public Instruction {
         is_variable_(fields.choice("mode", {"variable", "all"}) == 0) {}
 
   void check(const Declarations&, const Frame&, Needs& needs) const override {
-    OutputNeed& need = need_output(needs, output_);
-    if (need.is_used) invalid("output ", output_, " is something else already");
-    need.is_used = need.is_offsets = true;
-    need.type = is_variable_ ? ElementType::i64 : ElementType::u32;
+    need_offsets(needs, output_, is_variable_ ? ElementType::i64 : ElementType::u32);
     if (is_variable_) needs.count = true;
   }
 

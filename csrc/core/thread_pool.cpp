@@ -105,6 +105,7 @@ void ThreadPool::take_part(int thread) {
     if (thread >= threads_of(word)) return;
     const int64_t remaining = remaining_of(word);
     if (remaining == 0) {
+      look_ahead(thread, threads_of(word), events);
       wait_while_equal(events_, events, sleepers_, patience_.load(std::memory_order_relaxed));
       continue;
     }
@@ -115,6 +116,20 @@ void ThreadPool::take_part(int thread) {
   }
 }
 
+// Lines of what comes next into the second-level cache, until there is work. The three values may be of different
+// stages, and the memory of a run that is over: asking for an address never faults.
+void ThreadPool::look_ahead(int thread, int threads, uint32_t events) const {
+  constexpr int64_t kLine = 64, kLinesPerLook = 8;
+  if (threads < 2) return;
+  const uint8_t* begin = ahead_.load(std::memory_order_relaxed);
+  if (begin == nullptr) return;
+  begin += thread % (threads - 1) * ahead_stride_.load(std::memory_order_relaxed);
+  const int64_t bytes = ahead_bytes_.load(std::memory_order_relaxed);
+  for (int64_t at = 0; at < bytes && events_.load(std::memory_order_relaxed) == events; at += kLine * kLinesPerLook) {
+    for (int64_t line = 0; line < kLinesPerLook; ++line) __builtin_prefetch(begin + at + kLine * line, 0, 2);
+  }
+}
+
 void ThreadPool::advance(int thread) {
   for (;;) {
     const int64_t pieces = stages_->next(thread);
@@ -122,6 +137,10 @@ void ThreadPool::advance(int thread) {
       publish(0, 0);
       return;
     }
+    const Ahead ahead = stages_->ahead();
+    ahead_.store(ahead.begin, std::memory_order_relaxed);
+    ahead_stride_.store(ahead.stride, std::memory_order_relaxed);
+    ahead_bytes_.store(ahead.bytes, std::memory_order_relaxed);
     pieces_ = pieces;
     done_.store(0, std::memory_order_relaxed);
     publish(threads_, pieces - 1);  // the first one is this thread's

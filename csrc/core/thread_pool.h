@@ -15,6 +15,13 @@ namespace puna {
 inline constexpr int kMaxThreads = 1024;
 inline constexpr int64_t kMaxPieces = (int64_t{1} << 20) - 1;
 
+// Memory that threads without a piece may ask for meanwhile: `bytes` from begin + stride · i on, for the i-th of them.
+// They only ask for it: it need not be there any more.
+struct Ahead {
+  const uint8_t* begin = nullptr;
+  int64_t stride = 0, bytes = 0;
+};
+
 // What a run does, one stage after the other. A stage is a number of pieces that threads take one by one; it ends when
 // all of them are done, whoever did them. A thread that has no piece keeps nobody waiting: it may lose its core, come
 // back after the run, and finds nothing that is left of it. Nothing may throw.
@@ -23,6 +30,8 @@ class Stages {
   // Begins the next stage, in the one thread that ended the last one (the caller's, for the first). Returns its pieces,
   // at most kMaxPieces; 0 ends the run. What is not worth a hand-over may be done here.
   virtual int64_t next(int thread) = 0;
+  // What pieces of later stages will read: the thread that ends a stage takes the first of them, others those after it.
+  virtual Ahead ahead() const { return {}; }
   // Does one piece. `thread` is 0 … threads-1, of this run; no two pieces of one thread overlap.
   virtual void piece(int thread, int64_t index) = 0;
 
@@ -89,6 +98,7 @@ class ThreadPool {
   void work(int thread, Worker& worker);
   void publish(int threads, int64_t remaining);
   void take_part(int thread);
+  void look_ahead(int thread, int threads, uint32_t events) const;
   void advance(int thread);
 
   std::mutex run_mutex_;
@@ -101,6 +111,8 @@ class ThreadPool {
   std::atomic<uint32_t> events_{0};  // counts changes of the word that are worth waking for
   std::atomic<uint32_t> sleepers_{0};
   std::atomic<Patience> patience_{Patience::spin};
+  std::atomic<const uint8_t*> ahead_{nullptr};
+  std::atomic<int64_t> ahead_stride_{0}, ahead_bytes_{0};
   // For holders of a piece only.
   Stages* stages_ = nullptr;
   int threads_ = 0;

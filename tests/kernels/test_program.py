@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from puna import _native
+from support.ggml_blocks import random_blocks
 from support.native_steps import VARIANTS, Cache, Request, Rig, bits, random_rows
 
 Array = NDArray[Any]
@@ -230,6 +231,31 @@ def test_every_variant_has_the_same_bits() -> None:
 
 
 # ---- trace ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["F32", "Q8_0"])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_product_goes_straight_to_an_output(format: str, rows: int) -> None:
+    """The bits of a product that is copied there, beside what another instruction writes."""
+    rig = Rig(random_rows(rows, 64), VARIANT)
+    stored = random_blocks(np.random.default_rng(1), format, 40, 64)
+    weight = rig.program.weight(_native.PackedMatrix(format, stored, 40, 64, threads=1))
+    operand = rig.x
+    if format == "Q8_0":
+        operand = rig.program.buffer("T", _native.a8_row_bytes(64))
+        rig.emit("quantize", x=rig.x, col=0, width=64, out_a8=operand, two_terms=False)
+    y = rig.buffer(40)
+    emit_matmul(rig.program, operand, 64, [weight], y)
+    rig.output(y, 40)
+    options = {"biases": [-1], "clip": 0.0, "multiplier": 1.0, "two_terms": False}
+    rig.emit("matmul_out", x=operand, width=64, weights=[weight], output=1, out_col=2, **options)
+    rig.emit("copy_out", x=rig.x, col=0, width=2, output=1, out_col=0, rows="T")
+    rig.program.finish()
+    copied, direct = np.empty((rows, 40), np.float32), np.empty((rows, 42), np.float32)
+    inputs = {"tokens": np.arange(rows), "input_row_offsets": np.array([0, rows], np.uint32)}
+    rig.program.execute(inputs, [copied, direct], 2)
+    assert bits(np.ascontiguousarray(direct[:, 2:])) == bits(copied)
+    assert bits(np.ascontiguousarray(direct[:, :2])) == bits(np.ascontiguousarray(random_rows(rows, 64)[:, :2]))
 
 
 def test_trace_has_a_record_for_every_instruction_run() -> None:

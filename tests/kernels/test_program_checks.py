@@ -67,6 +67,7 @@ ATTENTION = {
     "window": 0,
 }
 HEAD_NORM = {"x": 0, "col": 0, "width": 64, "parts": 2, "eps": 1e-5, "weight": 0}
+MATMUL_OUT = {key: MATMUL[key] for key in MATMUL.keys() - {"out", "residual"}} | {"output": 0}
 COPY_OUT = {"x": 0, "col": 0, "width": 64, "output": 0, "out_col": 0, "rows": "T"}
 
 
@@ -147,6 +148,9 @@ def test_the_base_of_the_refusals_is_fine() -> None:
         ("scale", {"x": 0, "out": 0, "width": 8, "multiplier": 0, "divide": True}, "must not be 0 to divide"),
         ("clamp", {"x": 0, "col": 0, "width": 8, "limit": -2.0}, "'limit' must be 0 or more"),
         ("copy", {"x": 0, "col": 0, "out": 2, "out_col": 0, "width": 8}, "'x' has rows T, 'out' has B"),
+        ("matmul_out", {**MATMUL_OUT, "output": 1}, "nothing writes output 0"),
+        ("matmul_out", {**MATMUL_OUT, "output": 64}, "'output' must be 0 to 63"),
+        ("matmul_out", {**MATMUL_OUT, "out": 0}, "unknown field 'out'"),
         ("copy_out", {**COPY_OUT, "rows": "B"}, "'rows' has rows B, 'x' has T"),
         ("copy_out", {**COPY_OUT, "output": 1}, "nothing writes output 0"),
         ("copy_out", {**COPY_OUT, "output": 64}, "'output' must be 0 to 63"),

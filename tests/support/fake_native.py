@@ -167,6 +167,22 @@ class _Run:
         self, x: int, width: int, weights: list[int], out: int, out_col: int, biases: list[int], clip: float,
         residual: int, multiplier: float, two_terms: bool,
     ) -> None:  # fmt: skip
+        y = self._products(x, width, weights, biases, clip, two_terms)
+        if residual >= 0:
+            y = _fused(self._read(residual, y.shape[1]), multiplier, y)
+        self._write(out, y, out_col)
+
+    def _matmul_out(
+        self, x: int, width: int, weights: list[int], output: int, out_col: int, biases: list[int], clip: float,
+        multiplier: float, two_terms: bool,
+    ) -> None:  # fmt: skip
+        assert multiplier == 1
+        y = self._products(x, width, weights, biases, clip, two_terms)
+        self.outputs[output][:, out_col : out_col + y.shape[1]] = y
+
+    def _products(
+        self, x: int, width: int, weights: list[int], biases: list[int], clip: float, two_terms: bool
+    ) -> Array:
         matrices = [self._w(index) for index in weights]
         (partner,) = {matrix.partner for matrix in matrices}
         rows = self.codes[x] if partner == "a8" else self._read(x, width)
@@ -176,10 +192,7 @@ class _Run:
             part = np.einsum("tk,nk->tn", rows, matrix.values, optimize=False)
             parts.append(part if bias < 0 else part + self._w(bias))
         y = np.concatenate(parts, axis=1)
-        y = np.clip(y, -np.float32(clip), np.float32(clip)) if clip else y
-        if residual >= 0:
-            y = _fused(self._read(residual, y.shape[1]), multiplier, y)
-        self._write(out, y, out_col)
+        return np.clip(y, -np.float32(clip), np.float32(clip)) if clip else y
 
     def _swiglu(self, x: int, width: int, out: int, out_a8: int) -> None:
         gate, up = self._read(x, width), self._read(x, width, width)

@@ -96,7 +96,7 @@ def write_products(variant: str, path: Path, *, formats: tuple[str, ...], precis
 
 
 def write_joined_product(variant: str, path: Path) -> None:
-    """Several matrices, biases, a limit, a factor and a residual sum in one instruction."""
+    """Several matrices, biases, a limit, a factor and a residual sum in one instruction; one straight to an output."""
     x = random_rows(7, 64, 2)
     case, buffer = start(variant, x)
     matrices = [case.matrix("F16", random_rows(n, 64, n).astype(np.float16), n, 64) for n in (5, 40, 16)]
@@ -104,7 +104,12 @@ def write_joined_product(variant: str, path: Path) -> None:
     case.emit("copy", x=buffer, col=3, out=total, out_col=0, width=61)
     options = {"biases": [-1, bias, -1], "clip": 4.0, "residual": total, "multiplier": 0.22}
     matmul(case, buffer, 64, matrices, total, **options)
-    finish(path, case, 7, [(total, 61)])
+    direct = {"biases": [bias], "clip": 4.0, "multiplier": 0.22, "two_terms": False}
+    case.emit("matmul_out", x=buffer, width=64, weights=matrices[1:2], output=1, out_col=3, **direct)
+    case.emit("copy_out", x=total, col=0, width=61, output=0, out_col=0, rows="T")
+    case.emit("copy_out", x=total, col=0, width=3, output=1, out_col=0, rows="T")
+    inputs = {"tokens": np.arange(7, dtype=np.int64), "input_row_offsets": np.array([0, 7], np.uint32)}
+    case.save(path, inputs, [np.zeros((7, 61), np.float32), np.zeros((7, 43), np.float32)])
 
 
 # ---- row by row ------------------------------------------------------------------------------------------------------

@@ -101,6 +101,11 @@ class FunctionLowering:
             )
             self.placement.uses_left[value] -= 1
 
+    def sole_output(self, value: Value) -> tuple[int, int] | None:
+        """The output and the column in it of a value that nothing but one output of the program needs."""
+        found = self._early_outputs.get(value, [])
+        return found[0] if len(found) == 1 and self.placement.uses_left[value] == 1 else None
+
     def new_buffer(self, value: Value, width: int | None = None, kind: BufferKind = "f32") -> VirtualBuffer:
         """A buffer for a value."""
         return self.placement.new_buffer(value.type, value.type.width if width is None else width, value.name, kind)

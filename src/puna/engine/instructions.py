@@ -62,6 +62,7 @@ OPERANDS: Final[Mapping[str, Operands]] = MappingProxyType(
         "head_norm": Operands(("x",), ("x",)),
         "quantize": Operands(("x",), ("out_a8",)),
         "matmul": Operands(("x", "residual"), ("out",)),
+        "matmul_out": Operands(("x",), ()),
         "swiglu": Operands(("x",), ("out", "out_a8")),
         "rope_angles": Operands((), ("out",)),
         "rope_kv": Operands(("x", "angles"), ("x",)),

@@ -86,6 +86,9 @@ class Model:
         self._limits = limits
         self._is_tracing = False
         self._has_logit_rows = any(_has_logit_rows(value.type) for value in graph.outputs)
+        self._input_types = [(value.name, value.dtype.to_numpy()) for value in graph.inputs]
+        self._output_types = [(value.shape, value.dtype.to_numpy()) for value in graph.outputs]
+        self._last_step: tuple[list[tuple[int, ...]], dict[str, int]] = ([], {})
 
     @property
     def input_metadata(self) -> list[TensorMetadata]:
@@ -113,13 +116,8 @@ class Model:
                 offset, a block id, a length); the message names the input.
         """
         arrays = self._arrays(inputs)
-        sizes: dict[str, int] = {}
-        for value in self._graph.inputs:
-            if value.name in arrays:
-                bind(value.name, value.type, arrays[value.name].shape, sizes)
-        if self._has_logit_rows:
-            sizes[LOGIT_ROWS.name] = check_logit_rows(arrays["input_row_offsets"], arrays["return_n_logits"])
-        outputs = [np.empty(resolve(v.shape, sizes), v.dtype.to_numpy()) for v in self._graph.outputs]
+        sizes = self._sizes(arrays)
+        outputs = [np.empty(resolve(shape, sizes), dtype) for shape, dtype in self._output_types]
         self._executor.run(arrays, outputs)
         return [Buffer.from_numpy(output) for output in outputs]
 
@@ -167,30 +165,44 @@ class Model:
         return Trace.from_program(self._tracer.trace_records(), self._limits())
 
     def _arrays(self, inputs: Sequence[object]) -> dict[str, Array]:
-        declared = self._graph.inputs
+        declared = self._input_types
         required = len(declared) - self._graph.num_optional_inputs
         if not required <= len(inputs) <= len(declared):
-            names = ", ".join(value.name for value in declared)
+            names = ", ".join(name for name, _ in declared)
             count = str(required) if required == len(declared) else f"{required} to {len(declared)}"
             raise TypeError(f"model {self.name!r} takes {count} inputs ({names}), got {len(inputs)}")
         arrays: dict[str, Array] = {}
-        for value, given in zip(declared, inputs, strict=False):
-            array = _as_array(value.name, given)
-            if array.dtype != value.dtype.to_numpy():
-                raise DTypeError(f"input {value.name!r}", array.dtype, value.dtype)
-            if not array.flags.c_contiguous:
-                raise ValueError(f"input {value.name!r} is not contiguous; pass a contiguous copy")
-            if value.name == "kv_blocks" and not array.flags.writeable:
-                raise ValueError(f"input {value.name!r} is read-only; the step writes to it")
-            arrays[value.name] = array
+        for (name, dtype), given in zip(declared, inputs, strict=False):
+            array = _as_array(name, given)
+            if array.dtype != dtype:
+                raise DTypeError(f"input {name!r}", array.dtype, DType.from_numpy(dtype))
+            flags = array.flags
+            if not flags.c_contiguous:
+                raise ValueError(f"input {name!r} is not contiguous; pass a contiguous copy")
+            if name == "kv_blocks" and not flags.writeable:
+                raise ValueError(f"input {name!r} is read-only; the step writes to it")
+            arrays[name] = array
         return arrays
+
+    def _sizes(self, arrays: Mapping[str, Array]) -> Mapping[str, int]:
+        """Sizes by the names that the graph gives them. Steps that generate have the same shapes again and again."""
+        shapes = [array.shape for array in arrays.values()]
+        known, sizes = self._last_step
+        if shapes != known:
+            sizes = {}
+            for value, shape in zip(self._graph.inputs, shapes, strict=False):
+                bind(value.name, value.type, shape, sizes)
+            self._last_step = (shapes, sizes)
+        if not self._has_logit_rows:
+            return sizes
+        return {**sizes, LOGIT_ROWS.name: check_logit_rows(arrays["input_row_offsets"], arrays["return_n_logits"])}
 
 
 def _as_array(name: str, given: object) -> Array:
-    if isinstance(given, np.ndarray):
-        return given
     if isinstance(given, Buffer):
         return given.to_numpy()
+    if isinstance(given, np.ndarray):
+        return given
     if hasattr(given, "__dlpack__"):
         return Buffer.from_dlpack(given).to_numpy()
     raise TypeError(f"input {name!r} is a {type(given).__name__}; expected a buffer or an array")

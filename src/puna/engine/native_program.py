@@ -153,7 +153,7 @@ def _label(call: CallInstruction | None, instruction: Instruction, weights: Pack
     prefix = "" if call is None else call.prefix
     names = [prefix + weight.name for weight in instruction.weights]
     matrices = [weights.partner(name) for name in names if name in weights.matrices]
-    is_int8 = instruction.op == "matmul" and "a8" in matrices
+    is_int8 = instruction.op in ("matmul", "matmul_out") and "a8" in matrices
     short = [name.removeprefix(prefix).removesuffix(".weight") for name in names if name in weights.matrices]
     layer = instruction.fields.get("layer")
     own = layer if isinstance(layer, int) else 0 if call is not None else -1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from puna.engine.instructions import VirtualBuffer, WeightRef
+from puna.engine.instructions import FieldValue, VirtualBuffer, WeightRef
 from puna.engine.placement import Place, unsupported
 from puna.graph import Node, Value
 from puna.graph.ops.attention import KVStore, PagedAttention, Rope
@@ -86,6 +86,10 @@ class ProductLowering:
             self.function.absorbed.update(product.nodes)
             return
         run = self._run_of_neighbours(product)
+        output = self.function.sole_output(product.value) if self.function.fuse and len(run) == 1 else None
+        if output is not None:
+            self._emit_output(product, *output)
+            return
         target = self._targets.get(run[0].value)
         out = Place(self.function.new_buffer(product.value)) if target is None else target
         self._emit(run, out, None)
@@ -235,21 +239,29 @@ class ProductLowering:
         return self.placement.dense(product.operand)
 
     def _emit(self, run: Sequence[_Product], out: Place, residual: VirtualBuffer | None) -> None:
+        fields = self._fields(run)
+        self.function.emit("matmul", **fields, out=out.buffer, out_col=out.col, residual=residual)
+
+    def _emit_output(self, product: _Product, output: int, col: int) -> None:
+        """A product that goes straight to where the caller finds it."""
+        self.function.emit("matmul_out", **self._fields([product]), output=output, out_col=col)
+        self.placement.retire(*product.nodes)
+        self.placement.uses_left[product.value] -= 1
+        self.function.absorbed.update(product.nodes)
+
+    def _fields(self, run: Sequence[_Product]) -> dict[str, FieldValue]:
+        """What an instruction says of products side by side, but for where they go."""
         biases = (part.op.bias for part in run)
         operand = self._operand(run[0])
-        self.function.emit(
-            "matmul",
-            x=operand,
-            width=run[0].operand.type.width,
-            weights=tuple(WeightRef(part.op.weight.name) for part in run),
-            out=out.buffer,
-            out_col=out.col,
-            biases=tuple(None if bias is None else WeightRef(bias.name) for bias in biases),
-            clip=run[0].clip,
-            residual=residual,
-            multiplier=run[0].multiplier,
-            two_terms=run[0].op.two_terms,
-        )
+        return {
+            "x": operand,
+            "width": run[0].operand.type.width,
+            "weights": tuple(WeightRef(part.op.weight.name) for part in run),
+            "biases": tuple(None if bias is None else WeightRef(bias.name) for bias in biases),
+            "clip": run[0].clip,
+            "multiplier": run[0].multiplier,
+            "two_terms": run[0].op.two_terms,
+        }
 
     def _sum_buffer(self, value: Value, *terms: VirtualBuffer, avoid: VirtualBuffer | None = None) -> VirtualBuffer:
         """A term's buffer if the sum may replace it, else a new one."""

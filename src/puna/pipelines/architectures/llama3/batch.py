@@ -41,20 +41,21 @@ def initial_inputs(
     """
     if return_n_logits < 1:
         raise InvalidRequestError(f"must be at least 1, got {return_n_logits}", param="return_n_logits")
-    contexts = [context for batch in replica_batches for context in batch]
-    for context in contexts:
-        length = context.tokens.current_position
-        if length > max_seq_len:
-            raise InvalidRequestError(
-                f"request {context.request_id} has {length} tokens, the model takes {max_seq_len}", param="max_length"
-            )
-    offsets = np.zeros(len(contexts) + 1, dtype=np.uint32)
-    offsets[1:] = np.cumsum([context.tokens.active_length for context in contexts], dtype=np.int64)
-    active = [context.tokens.active for context in contexts]
+    ends, active = [0], []
+    for batch in replica_batches:
+        for context in batch:
+            length = context.tokens.current_position
+            if length > max_seq_len:
+                raise InvalidRequestError(
+                    f"request {context.request_id} has {length} tokens, the model takes {max_seq_len}",
+                    param="max_length",
+                )
+            active.append(context.tokens.active)
+            ends.append(ends[-1] + active[-1].shape[0])
     tokens = np.concatenate(active) if active else np.empty(0, dtype=np.int64)
     return Llama3Inputs(
         tokens=Buffer.from_numpy(tokens),
-        input_row_offsets=Buffer.from_numpy(offsets),
+        input_row_offsets=Buffer.from_numpy(np.array(ends, dtype=np.uint32)),
         signal_buffers=signal_buffers,
         return_n_logits=Buffer.from_numpy(np.array([return_n_logits], dtype=np.int64)),
         data_parallel_splits=batch_splits(replica_batches) if len(replica_batches) > 1 else None,
