@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from puna.pipelines.context import MirostatState
@@ -83,12 +83,26 @@ CHOICES: dict[str, Any] = {
 }
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     values=st.fixed_dictionaries(CHOICES),
     seed=st.integers(0, 1 << 30),
     vocabulary=st.sampled_from([3, 64, 900, 20_000]),
     spread=st.sampled_from([0.3, 3.0, 8.0]),
+)
+@example(  # min-p keeps more than the candidates that are looked at first, top-p fewer
+    values={
+        "top_k": -1,
+        "top_p": 0.3,
+        "min_p": 0.02,
+        "typical_p": 1.0,
+        "top_n_sigma": 0.0,
+        "xtc_probability": 0.0,
+        "temperature": 1.8,
+    },
+    seed=0,
+    vocabulary=20_000,
+    spread=3.0,
 )
 def test_filters_keep_what_a_plain_reference_keeps(
     values: dict[str, Any], seed: int, vocabulary: int, spread: float
