@@ -260,7 +260,7 @@ class _View:
         active = np.flatnonzero(top_p[:, 0] < 1)
         if not active.size:
             return
-        # Before a row is closed only the mass of all its tokens is known, not of those that a filter before this one left.
+        # Before a row is closed only the mass of all its tokens is known, not of those that an earlier filter left.
         is_narrowed = (self._rows._column("min_p") > 0) | (self._rows._column("top_n_sigma") > 0)
         self._needs_all |= (top_p[:, 0] < 1) & is_narrowed[:, 0] & ~self.is_closed
         weights = np.where(self.kept[active], self.weights[active], 0.0)
