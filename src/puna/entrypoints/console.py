@@ -48,11 +48,34 @@ def tables() -> Console:
     return Console(highlight=False, emoji=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
-def progress(quiet: bool = False) -> Console:
+class _Status:
+    """What tells how far a command is, where nobody sees it: rich takes a while to import."""
+
+    def __enter__(self) -> _Status:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, status: str) -> None:
+        """Say what is done now."""
+
+
+class _Silence:
+    """A console that shows nothing."""
+
+    def status(self, status: str) -> _Status:
+        """Say what is done now."""
+        return _Status()
+
+
+def progress(quiet: bool = False) -> Console | _Silence:
     """A console for progress on standard error; silent unless that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        return _Silence()
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, emoji=False, quiet=quiet or not sys.stderr.isatty())
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 @contextmanager
