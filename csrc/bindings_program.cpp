@@ -119,8 +119,9 @@ nb::list trace_records(Program& program) {
 
 void bind_program(nb::module_& m) {
   nb::class_<Program>(m, "Program")
-      .def("__init__", [](Program* self, const std::string& variant) { new (self) Program(kernels_of(variant)); },
-           nb::arg("variant"))
+      .def("__init__",
+           [](Program* self, const std::string& variant, int group) { new (self) Program(kernels_of(variant), group); },
+           nb::arg("variant"), nb::arg("group") = 0)
       .def_prop_ro("variant", &Program::variant)
       .def("buffer", &Program::buffer, nb::arg("rows"), nb::arg("row_bytes"))
       .def("weight", &add_weight, nb::arg("weight"))

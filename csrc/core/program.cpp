@@ -4,7 +4,6 @@
 #include <stdexcept>
 
 #include "text.h"
-#include "thread_pool.h"
 
 namespace puna {
 namespace {
@@ -147,7 +146,7 @@ void Program::execute(const Inputs& inputs, const std::vector<ArrayView>& output
   times_ = is_traced_ ? std::make_unique<InstructionTimes[]>(timeline_.size()) : nullptr;
   Execution execution(kernels_, step_, timeline_, reinterpret_cast<float*>(scratch_.data()), scratch_floats, threads,
                       times_.get());
-  ThreadPool::instance().run(threads, execution);
+  ThreadPool::instance(group_).run(threads, execution);
   if (is_traced_) note_trace(threads);
 }
 

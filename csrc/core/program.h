@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "execution.h"
+#include "thread_pool.h"
 
 namespace puna {
 
@@ -25,7 +26,10 @@ struct TraceRecord {
 // late. Methods may be called from several threads; one execution runs at a time.
 class Program {
  public:
-  explicit Program(const KernelTable& kernels) : kernels_(kernels) {}
+  // Its threads are those of the group's pool: programs of different groups run at the same time.
+  explicit Program(const KernelTable& kernels, int group = 0) : kernels_(kernels), group_(group) {
+    ThreadPool::instance(group);  // refuses what is no group
+  }
 
   int64_t buffer(const std::string& rows, int64_t row_bytes);
   int64_t weight(std::shared_ptr<const PackedMatrix> matrix);
@@ -66,6 +70,7 @@ class Program {
   void note_trace(int threads);
 
   const KernelTable& kernels_;
+  const int group_;
   std::mutex mutex_;
   Declarations declarations_;
   std::vector<std::unique_ptr<Function>> subs_;

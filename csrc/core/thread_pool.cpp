@@ -1,5 +1,6 @@
 #include "thread_pool.h"
 
+#include <array>
 #include <csignal>
 #include <stdexcept>
 #include <string>
@@ -49,9 +50,17 @@ FlushSubnormals::~FlushSubnormals() { write_mode(saved_); }
 
 ThreadPool::ThreadPool() { pthread_atfork(nullptr, nullptr, note_fork); }
 
-ThreadPool& ThreadPool::instance() {
-  // Never destroyed: workers sleep in it until the process ends.
-  static ThreadPool* pool = new ThreadPool;
+ThreadPool& ThreadPool::instance(int group) {
+  if (group < 0 || group >= kMaxGroups) {
+    throw std::invalid_argument("group must be 0 to " + std::to_string(kMaxGroups - 1) + ", got " +
+                                std::to_string(group));
+  }
+  // Never destroyed: workers sleep in them until the process ends.
+  static std::mutex& mutex = *new std::mutex;
+  static std::array<ThreadPool*, kMaxGroups> pools{};
+  const std::lock_guard lock(mutex);
+  ThreadPool*& pool = pools[static_cast<size_t>(group)];
+  if (pool == nullptr) pool = new ThreadPool;
   return *pool;
 }
 

@@ -13,6 +13,7 @@
 namespace puna {
 
 inline constexpr int kMaxThreads = 1024;
+inline constexpr int kMaxGroups = 64;
 inline constexpr int64_t kMaxPieces = (int64_t{1} << 20) - 1;
 
 // Memory that threads without a piece may ask for meanwhile: `bytes` from begin + stride · i on, for the i-th of them.
@@ -75,10 +76,12 @@ class FlushSubnormals {
   uint64_t saved_;
 };
 
-// One pool per process. Workers are started when a run first needs them, and sleep between runs.
+// One pool per group of cores; group 0 is the one that everything uses unless told otherwise, the others are for copies
+// of a model that run at the same time. Workers are started when a run first needs them, and sleep between runs.
 class ThreadPool {
  public:
-  static ThreadPool& instance();
+  // Throws std::invalid_argument for a group outside 0 … kMaxGroups-1.
+  static ThreadPool& instance(int group = 0);
 
   // Goes through all stages with as many threads, the calling one among them; subnormals are flushed meanwhile. One run
   // at a time: another caller waits. Throws std::invalid_argument for a number of threads outside 1 … kMaxThreads, and

@@ -187,9 +187,10 @@ class Program:
 
     Args:
         variant: One of `supported_variants()`.
+        group: Which group of cores runs it, 0 to 63: one run at a time in a group, several in different ones.
     """
 
-    def __init__(self, variant: str) -> None: ...
+    def __init__(self, variant: str, group: int = 0) -> None: ...
     @property
     def variant(self) -> str: ...
     def buffer(self, rows: Literal["T", "B", "R"], row_bytes: int) -> int:
@@ -224,7 +225,7 @@ class Program:
     def execute(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[NDArray[Any]], threads: int | None = None
     ) -> None:
-        """Run one step. The interpreter lock is released; one run at a time computes in a process.
+        """Run one step. The interpreter lock is released; one run at a time computes in a group.
 
         Args:
             inputs: `tokens` int64 [T], `input_row_offsets` uint32 [B + 1], `return_n_logits` int64 [1], `kv_blocks`

@@ -219,7 +219,7 @@ def test_a_draft_takes_its_own_numbers_and_the_main_models_switches() -> None:
     assert config.devices == [DeviceRef.CPU(1)]
 
 
-def test_adapters_and_replicas_are_carried_and_refused_where_they_would_run() -> None:
+def test_adapters_and_shards_are_carried_and_refused_where_they_would_run() -> None:
     kv_cache = KVCacheConfig(enable_prefix_caching=False)
     lora = LoRAConfig(enable_lora=True, max_num_loras=2)
     config = llama_config(model=model_config(kv_cache=kv_cache), lora=lora)
@@ -230,8 +230,8 @@ def test_adapters_and_replicas_are_carried_and_refused_where_they_would_run() ->
     two = [DeviceSpec.cpu(0), DeviceSpec.cpu(1)]
     replicas = llama_config(model=model_config(device_specs=two, data_parallel_degree=2))
     assert (replicas.data_parallel_degree, replicas.kv_params.n_kv_heads_per_device) == (2, 2)
-    with pytest.raises(UnsupportedModelError, match="data_parallel_degree"):
-        replicas.decoder_spec()
+    replicas.rms_norm_eps = 1e-5
+    assert replicas.decoder_spec().kv_params.tensor_parallel_degree == 1
     sharded = llama_config(model=model_config(device_specs=two))
     assert sharded.kv_params.n_kv_heads_per_device == 1
     with pytest.raises(UnsupportedModelError, match="devices"):

@@ -120,9 +120,9 @@ class TestConstruction:
 
     @pytest.mark.parametrize(
         ("options", "name"),
-        [({"devices": "cpu:0,1"}, "devices"), ({"devices": "cpu:0,1", "data_parallel_degree": 2}, "data_parallel")],
+        [({"devices": "cpu:0,1"}, "devices"), ({"data_parallel_degree": 2}, "more than the 1 devices")],
     )
-    def test_several_devices_are_refused_by_name(self, tmp_path: Path, options: dict[str, Any], name: str) -> None:
+    def test_devices_that_do_not_fit_are_refused(self, tmp_path: Path, options: dict[str, Any], name: str) -> None:
         with pytest.raises(ValueError, match=name):
             make_model(tmp_path, options=options)
 

@@ -81,10 +81,11 @@ def test_layers_of_small_models_are_returned_once() -> None:
     assert [default_hidden_state_layers(n) for n in (1, 2, 4, 8, 32)] == [(0,), (0, 1), (0, 1), (1, 3, 4), (1, 15, 28)]
 
 
-def test_session_runs_on_one_cpu() -> None:
+def test_session_runs_on_cpus() -> None:
     assert InferenceSession([CPU()], num_threads=2).num_threads == 2
-    with pytest.raises(UnsupportedModelError, match="devices"):
-        InferenceSession([CPU(0), CPU(1)])
+    for devices in ([], [CPU(0), CPU(0)]):
+        with pytest.raises(UnsupportedModelError, match="devices"):
+            InferenceSession(devices)
     with pytest.raises(ValueError, match="num_threads"):
         InferenceSession(num_threads=0)
     with pytest.raises(ValueError, match="precision"):

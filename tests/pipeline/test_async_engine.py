@@ -268,6 +268,23 @@ def test_bad_requests_are_refused_at_once(engine: AsyncEngine) -> None:
         AsyncEngine(Rig().pipeline, max_queue_size=0)
 
 
+@pytest.mark.parametrize("way", ["close", "drop"])
+def test_a_name_may_be_used_again_at_once(rig: Rig, way: str) -> None:
+    name = RequestID("a")
+    with AsyncEngine(rig.pipeline) as engine:
+        for number in range(20):
+            stream = engine.submit(context([number % 50], 60, request_id=name))
+            if number % 3 == 0:
+                next(stream)
+            if way == "close":
+                stream.close()
+            else:
+                del stream
+                until(lambda: engine.statistics().num_streams == 0)
+            found = tokens_of(list(engine.submit(context([number % 50, 1], 4, request_id=name))))
+            assert found == expected_greedy([number % 50, 1], 4, 50, one_regime)
+
+
 def test_a_consumer_whose_loop_was_closed_is_given_up(rig: Rig) -> None:
     gate = Gate(rig)
     with AsyncEngine(rig.pipeline) as engine:

@@ -51,7 +51,7 @@ class FakeNative:
     def a8_row_bytes(self, cols: int) -> int:
         return cols + cols // 32 * 8
 
-    def Program(self, variant: str) -> FakeProgram:
+    def Program(self, variant: str, group: int = 0) -> FakeProgram:
         self.programs.append(FakeProgram())
         return self.programs[-1]
 

@@ -32,11 +32,13 @@ class ReferenceSession(InferenceSession):
         return super().load(graph, weights_registry, executor="reference")
 
 
-def session(executor: str = "reference") -> InferenceSession:
+def session(executor: str = "reference", num_devices: int = 1) -> InferenceSession:
     """A session of one executor, float32 throughout: `reference`, `native`, or the name of a variant of kernels."""
+    devices = [CPU(number) for number in range(num_devices)]
     if executor == "reference":
-        return ReferenceSession(precision="float32", num_threads=2)
-    return InferenceSession(precision="float32", num_threads=2, variant=None if executor == "native" else executor)
+        return ReferenceSession(devices, precision="float32", num_threads=2)
+    variant = None if executor == "native" else executor
+    return InferenceSession(devices, precision="float32", num_threads=2, variant=variant)
 
 
 def write_checkpoint(directory: Path, weights: dict[str, WeightData], prefix: str = "") -> Path:
@@ -54,6 +56,7 @@ def make_model(
     executor: str = "reference",
     model_class: type[Llama3Model] = Llama3Model,
     options: dict[str, Any] | None = None,
+    num_devices: int = 1,
     return_logits: ReturnLogits = ReturnLogits.LAST_TOKEN,
     return_hidden_states: ReturnHiddenStates = ReturnHiddenStates.NONE,
 ) -> Llama3Model:
@@ -69,8 +72,8 @@ def make_model(
     path = write_checkpoint(directory, weights)
     return model_class(
         pipeline,
-        session(executor),
-        [CPU()],
+        session(executor, num_devices),
+        [CPU(number) for number in range(num_devices)],
         described.kv_cache,
         load_weights([path]),
         None,

@@ -307,7 +307,7 @@ class TestPipelineConfig:
             ({"draft_model": MAXModelConfig()}, "draft_model"),
             ({"speculative": SpeculativeConfig(speculative_method="mtp")}, "speculative_method"),
             ({"model": {"devices": "cpu:0,1"}}, "devices"),
-            ({"model": {"devices": "cpu:0,1", "data_parallel_degree": 2}}, "data_parallel_degree"),
+            ({"model": {"devices": "cpu:0,1,2", "data_parallel_degree": 2}}, "devices"),
             ({"sampling": SamplingConfig(enable_variable_logits=True)}, "enable_variable_logits"),
             ({"task": "embeddings_generation"}, "task"),
         ],

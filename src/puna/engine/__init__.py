@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from puna.engine.model import Model, TensorMetadata
 from puna.engine.native_program import LoadReport
+from puna.engine.replicated_model import ReplicatedModel
 from puna.engine.session import InferenceSession
 from puna.engine.trace import MachineLimits, Trace, TraceRecord
 
-__all__ = ["InferenceSession", "LoadReport", "MachineLimits", "Model", "TensorMetadata", "Trace", "TraceRecord"]
+__all__ = [
+    "InferenceSession",
+    "LoadReport",
+    "MachineLimits",
+    "Model",
+    "ReplicatedModel",
+    "TensorMetadata",
+    "Trace",
+    "TraceRecord",
+]

@@ -19,7 +19,7 @@ from puna.graph.type import bind, resolve
 if TYPE_CHECKING:
     from puna.engine.native_program import LoadReport
 
-__all__ = ["Executor", "Model", "TensorMetadata"]
+__all__ = ["Executor", "Model", "PreparedStep", "TensorMetadata"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -59,6 +59,19 @@ class TensorMetadata:
     dtype: DType
     shape: tuple[int | str, ...]
     is_optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedStep:
+    """A step that may be run.
+
+    Attributes:
+        arrays: Its inputs by name.
+        outputs: Shape and element type of each of its outputs.
+    """
+
+    arrays: Mapping[str, Array]
+    outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 class Model:
@@ -115,13 +128,22 @@ class Model:
             ValueError: an input is not contiguous, the cache is read-only, or a value is out of range (a token id, an
                 offset, a block id, a length); the message names the input.
         """
-        arrays = self._arrays(inputs)
-        sizes = self._sizes(arrays)
-        outputs = [np.empty(resolve(shape, sizes), dtype) for shape, dtype in self._output_types]
-        self._executor.run(arrays, outputs)
+        step = self.prepare(*inputs)
+        outputs = [np.empty(shape, dtype) for shape, dtype in step.outputs]
+        self.run(step, outputs)
         return [Buffer.from_numpy(output) for output in outputs]
 
     __call__ = execute
+
+    def prepare(self, *inputs: object) -> PreparedStep:
+        """Check the inputs of a step as `execute` does, and say which outputs it will have."""
+        arrays = self._arrays(inputs)
+        sizes = self._sizes(arrays)
+        return PreparedStep(arrays, [(resolve(shape, sizes), dtype) for shape, dtype in self._output_types])
+
+    def run(self, step: PreparedStep, outputs: list[Array]) -> None:
+        """Run a step into arrays of the shapes and types that it states."""
+        self._executor.run(step.arrays, outputs)
 
     def derive(self, graph: Graph) -> Model:
         """Another graph over this model's weights, or some of them: nothing is packed anew. It cannot be traced.
@@ -173,7 +195,7 @@ class Model:
             raise TypeError(f"model {self.name!r} takes {count} inputs ({names}), got {len(inputs)}")
         arrays: dict[str, Array] = {}
         for (name, dtype), given in zip(declared, inputs, strict=False):
-            array = _as_array(name, given)
+            array = as_array(name, given)
             if array.dtype != dtype:
                 raise DTypeError(f"input {name!r}", array.dtype, DType.from_numpy(dtype))
             flags = array.flags
@@ -198,7 +220,12 @@ class Model:
         return {**sizes, LOGIT_ROWS.name: check_logit_rows(arrays["input_row_offsets"], arrays["return_n_logits"])}
 
 
-def _as_array(name: str, given: object) -> Array:
+def as_array(name: str, given: object) -> Array:
+    """The array of an input.
+
+    Raises:
+        TypeError: it is none.
+    """
     if isinstance(given, Buffer):
         return given.to_numpy()
     if isinstance(given, np.ndarray):

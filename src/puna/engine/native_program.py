@@ -37,7 +37,7 @@ Array = np.ndarray[Any, Any]
 class Native(Packer, Protocol):
     """The part of `puna._native` that the executor uses."""
 
-    def Program(self, variant: str) -> Program: ...
+    def Program(self, variant: str, group: int = 0) -> Program: ...
 
     def a8_row_bytes(self, cols: int) -> int: ...
 
@@ -180,6 +180,7 @@ class NativeExecutor:
         cache: Where packed weights are kept for later starts; None: nowhere.
         fuse: Whether neighbours become one instruction.
         packed: The weights as another executor has packed them.
+        group: The group of cores that runs it.
     """
 
     def __init__(
@@ -194,39 +195,47 @@ class NativeExecutor:
         cache: PackedCache | None = None,
         fuse: bool = True,
         packed: PackedWeights | None = None,
+        group: int = 0,
     ) -> None:
         begin = time.perf_counter()
-        self._packed = pack_weights(native, weights, precision, threads, cache) if packed is None else packed
+        self.packed = pack_weights(native, weights, precision, threads, cache) if packed is None else packed
         self._derive = partial(
-            NativeExecutor, native, weights=weights, precision=precision, variant=variant, threads=threads, fuse=fuse
+            NativeExecutor,
+            native,
+            weights=weights,
+            precision=precision,
+            variant=variant,
+            threads=threads,
+            fuse=fuse,
+            group=group,
         )
         packed_at = time.perf_counter()
-        lowered = lower(graph, self._packed.partner, fuse=fuse)
+        lowered = lower(graph, self.packed.partner, fuse=fuse)
         plan = plan_memory(lowered)
-        self.program = native.Program(variant)
-        emit_program(native, self.program, lowered, plan, self._packed)
+        self.program = native.Program(variant, group)
+        emit_program(native, self.program, lowered, plan, self.packed)
         self._threads = threads
-        self._labels = [_label(call, instruction, self._packed) for call, instruction in lowered.timeline()]
+        self._labels = [_label(call, instruction, self.packed) for call, instruction in lowered.timeline()]
         row_bytes = dict.fromkeys(("T", "B", "R"), 0)
         for slot in plan.slots:
             row_bytes[slot.rows] += slot_bytes(native, slot.kind, slot.width)
         self.report = LoadReport(
             num_weights=len(weights),
             source_bytes=sum(weight.nbytes for weight in weights.values()),
-            packed_bytes=self._packed.nbytes,
+            packed_bytes=self.packed.nbytes,
             token_bytes=row_bytes["T"],
             request_bytes=row_bytes["B"],
             logit_row_bytes=row_bytes["R"],
             num_instructions=len(self._labels),
             pack_s=packed_at - begin,
             lower_s=time.perf_counter() - packed_at,
-            content_id=self._packed.content_id,
-            mapped_bytes=self._packed.nbytes if self._packed.file is not None else 0,
+            content_id=self.packed.content_id,
+            mapped_bytes=self.packed.nbytes if self.packed.file is not None else 0,
         )
 
     def derive(self, graph: Graph) -> NativeExecutor:
         """The executor of another graph over the same packed weights, or some of them."""
-        return self._derive(graph, packed=self._packed)
+        return self._derive(graph, packed=self.packed)
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[Array]) -> None:
         """Compute all outputs in one native call. `kv_blocks` is written in place.
@@ -236,7 +245,7 @@ class NativeExecutor:
             WeightsError: the file of the packed weights was cut; what was computed is of no use.
         """
         self.program.execute(dict(inputs), list(outputs), self._threads)
-        self._packed.check()
+        self.packed.check()
 
     def set_tracing(self, is_on: bool) -> None:
         """Note times from the next run on, or no longer."""

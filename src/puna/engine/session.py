@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from puna.driver import CPU, Device
 from puna.engine.model import Model
 from puna.engine.native_program import LoadReport, Native, NativeExecutor
+from puna.engine.packed_weights import PackedWeights
 from puna.engine.reference import ReferenceExecutor
 from puna.engine.registry import WeightSource, bind_weights
+from puna.engine.replicated_model import ReplicatedModel
 from puna.engine.trace import MachineLimits
 from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import Graph
@@ -34,15 +36,16 @@ class InferenceSession:
     """Loads graphs for this machine. Several models may be loaded by one session; sessions share one pool of threads.
 
     Args:
-        devices: Where models run: one CPU, which is also the default.
-        num_threads: Threads that work on a step; None: as many as this process may use (affinity and quota).
+        devices: Where models run: CPUs, which are groups of cores; one is the default. Several are for replicas.
+        num_threads: Threads that work on a step, over all devices; None: as many as this process may use (affinity and
+            quota).
         precision: `"auto"` rounds activations to 8 bits where a weight's format has an integer kernel, and to bfloat16
             where weights are bfloat16; `"float32"` makes every product take float32 activations.
         variant: Which kernels (`"scalar"`, `"avx2"`, …); None: the best that this machine runs, or `PUNA_VARIANT`.
         weight_cache: Where packed weights are kept for later starts; None: nowhere.
 
     Raises:
-        UnsupportedModelError: several devices, or one that is no CPU.
+        UnsupportedModelError: no device, one that is no CPU, or one twice.
         ValueError: a number of threads outside 1 to 1024, or an unknown precision.
     """
 
@@ -56,8 +59,8 @@ class InferenceSession:
         weight_cache: PackedCache | None = None,
     ) -> None:
         self.devices = list(devices) if devices is not None else [CPU()]
-        if len(self.devices) != 1 or not self.devices[0].is_host:
-            raise UnsupportedModelError("devices", [str(d) for d in self.devices], supported="one CPU")
+        if not self.devices or len(set(self.devices)) < len(self.devices) or not all(d.is_host for d in self.devices):
+            raise UnsupportedModelError("devices", [str(d) for d in self.devices], supported="CPUs, each once")
         if num_threads is not None and not 1 <= num_threads <= _MAX_THREADS:
             raise InvalidRequestError(f"must be from 1 to {_MAX_THREADS}, got {num_threads}", param="num_threads")
         if precision not in get_args(Precision):
@@ -107,8 +110,10 @@ class InferenceSession:
         weights_registry: Mapping[str, WeightSource] | None = None,
         *,
         executor: ExecutorName = "native",
-    ) -> Model:
+    ) -> Model | ReplicatedModel:
         """Bind weights to a graph and make it ready to run.
+
+        On several devices the graph must be a decoder; each device then has a copy of it, over the same weights.
 
         Weights are packed for the kernels, once per name, and not kept in their stored form. `model.report` says how
         many bytes that took.
@@ -129,7 +134,8 @@ class InferenceSession:
             raise ValueError(f"executor must be one of {', '.join(get_args(ExecutorName))}, got {executor!r}")
         begin = time.perf_counter()
         weights = bind_weights(graph, weights_registry or {})
-        model = self._load_native(graph, weights) if executor == "native" else self._load_reference(graph, weights)
+        models = self._load_native(graph, weights) if executor == "native" else self._load_reference(graph, weights)
+        model = models[0] if len(models) == 1 else ReplicatedModel(models)
         report = model.report
         _log.info(
             "loaded %s (%s): %d weights, %.1f MB stored, %.1f MB packed (%.1f MB mapped), %d instructions, %.2f s",
@@ -144,22 +150,33 @@ class InferenceSession:
         )
         return model
 
-    def _load_native(self, graph: Graph, weights: Mapping[str, WeightData]) -> Model:
+    def _load_native(self, graph: Graph, weights: Mapping[str, WeightData]) -> list[Model]:
+        """The graph on each device, over the same packed weights."""
         from puna import _native
 
         native: Native = _native
-        executor = NativeExecutor(
-            native,
-            graph,
-            weights,
-            precision=self.precision,
-            variant=self.variant,
-            threads=self.num_threads,
-            cache=self._weight_cache,
-        )
-        return Model(graph, executor, report=executor.report, tracer=executor, limits=lambda: self.limits)
+        models: list[Model] = []
+        packed: PackedWeights | None = None
+        each, more = divmod(self.num_threads, len(self.devices))
+        for group in range(len(self.devices)):
+            executor = NativeExecutor(
+                native,
+                graph,
+                weights,
+                precision=self.precision,
+                variant=self.variant,
+                threads=max(each + (group < more), 1),
+                cache=self._weight_cache,
+                packed=packed,
+                group=group,
+            )
+            packed = executor.packed
+            models.append(
+                Model(graph, executor, report=executor.report, tracer=executor, limits=lambda: self.limits)
+            )
+        return models
 
-    def _load_reference(self, graph: Graph, weights: Mapping[str, WeightData]) -> Model:
+    def _load_reference(self, graph: Graph, weights: Mapping[str, WeightData]) -> list[Model]:
         executor = ReferenceExecutor(graph, weights, is_exact=self.precision == "float32")
         report = LoadReport(
             num_weights=len(weights),
@@ -172,4 +189,6 @@ class InferenceSession:
             pack_s=0.0,
             lower_s=0.0,
         )
-        return Model(graph, executor, report=report, tracer=None, limits=lambda: self.limits)
+        return [
+            Model(graph, executor, report=report, tracer=None, limits=lambda: self.limits) for _device in self.devices
+        ]

@@ -210,8 +210,9 @@ class DecoderSpec:
 
     def _check_cache(self) -> None:
         cache = self.kv_params
-        if cache.n_devices != 1:
-            raise UnsupportedModelError("devices", cache.n_devices, supported="one device (no tensor parallelism)")
+        if cache.tensor_parallel_degree != 1:
+            count = cache.tensor_parallel_degree
+            raise UnsupportedModelError("devices", count, supported="one per replica (no tensor parallelism)")
         for name, got, expected in (
             ("kv_params.n_kv_heads", cache.n_kv_heads, self.num_kv_heads),
             ("kv_params.head_dim", cache.head_dim, self.head_dim),

@@ -59,14 +59,21 @@ class EngineStatistics:
     times: LoopTimes
 
 
+_Reference: TypeAlias = "weakref.ref[TokenStream]"
+
+
 @dataclass(frozen=True, slots=True)
 class _Add:
     context: TextContext
+    stream: _Reference
 
 
 @dataclass(frozen=True, slots=True)
 class _Abort:
+    """Names may be used again, so the stream tells which request is meant."""
+
     request_id: RequestID
+    stream: _Reference
     choice: int | None = None
 
 
@@ -95,7 +102,7 @@ class AsyncEngine:
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of what follows
         self._state: State = "runs"
-        self._streams: dict[RequestID, weakref.ref[TokenStream]] = {}
+        self._streams: dict[RequestID, _Reference] = {}
         self._unread: set[RequestID] = set()  # streams that ended and were not fetched to the end
         self._num_unprocessed = 0  # requests in the inbox
         self._is_idle = threading.Condition(self._lock)
@@ -104,6 +111,7 @@ class AsyncEngine:
         self._times = pipeline.times
         self._samples: deque[tuple[float, int, int]] = deque()  # time, generated tokens, prompt tokens
         self._begin_s = time.monotonic()
+        self._routes: dict[RequestID, _Reference] = {}  # the thread's own: where tokens of what runs now go
         self._thread = threading.Thread(target=self._run, name="puna-engine", daemon=True)
         self._thread.start()
 
@@ -133,9 +141,10 @@ class AsyncEngine:
                 raise InvalidRequestError(f"{name} is taken", param="request_id")
             if self._num_waiting + len(self._unread) >= self._max_queue_size:
                 raise QueueFullError(self._max_queue_size)
-            self._streams[name] = weakref.ref(stream, lambda _ref: self._inbox.put(_Abort(name)))
+            reference = weakref.ref(stream, lambda dropped: self._inbox.put(_Abort(name, dropped)))
+            self._streams[name] = reference
             self._num_unprocessed += 1
-            self._inbox.put(_Add(context))
+            self._inbox.put(_Add(context, reference))
         return stream
 
     async def generate(self, context: TextContext) -> AsyncIterator[GenerationDelta]:
@@ -158,7 +167,10 @@ class AsyncEngine:
 
         Its stream ends with the reason `abort`.
         """
-        self._inbox.put(_Abort(request_id, choice))
+        with self._lock:
+            reference = self._streams.get(request_id)
+            if reference is not None:
+                self._inbox.put(_Abort(request_id, reference, choice))
 
     def statistics(self) -> EngineStatistics:
         """What it did so far, and what is under way; any thread may ask."""
@@ -226,12 +238,14 @@ class AsyncEngine:
             match message:
                 case _Stop():
                     return False
-                case _Add(context):
-                    self._add(context)
-                case _Abort(name, choice):
-                    self._abort(name, choice)
+                case _Add():
+                    self._add(message)
+                case _Abort():
+                    self._abort(message)
 
-    def _add(self, context: TextContext) -> None:
+    def _add(self, message: _Add) -> None:
+        context = message.context
+        self._routes[context.request_id] = message.stream
         ended: list[GenerationDelta] = []
         try:
             self._pipeline.add(context)
@@ -239,50 +253,51 @@ class AsyncEngine:
             ended = _ends(context.request_id, range(context.num_choices), FinishReason.ERROR, error)
         self._tell(ended, num_processed=1)
 
-    def _abort(self, name: RequestID, choice: int | None) -> None:
-        stream = self._stream(name)
-        choices = stream.open_choices if stream is not None else []
-        has_ended = self._pipeline.abort(name, choice)
-        self._tell(_ends(name, choices if choice is None else [choice]) if has_ended and choices else [])
+    def _abort(self, message: _Abort) -> None:
+        name, choice = message.request_id, message.choice
+        stream = message.stream()
+        if self._routes.get(name) is message.stream:
+            choices = stream.open_choices if stream is not None else []
+            has_ended = self._pipeline.abort(name, choice)
+            if not choices:
+                del self._routes[name]
+            self._tell(_ends(name, choices if choice is None else [choice]) if has_ended and choices else [])
         if stream is None:
-            self._let_go(name)
+            with self._lock:
+                if self._streams.get(name) is message.stream:
+                    del self._streams[name]
+                    self._unread.discard(name)
 
     def _abort_all(self, error: PunaError | None = None) -> list[GenerationDelta]:
         """Ends all requests."""
-        with self._lock:
-            names = list(self._streams)
         deltas: list[GenerationDelta] = []
-        for name in names:
-            stream = self._stream(name)
+        for name, reference in self._routes.items():
             self._pipeline.abort(name)
+            stream = reference()
             if stream is not None:
                 reason = FinishReason.ABORT if error is None else FinishReason.ERROR
                 deltas += _ends(name, stream.open_choices, reason, error)
         return deltas
 
-    def _stream(self, name: RequestID) -> TokenStream | None:
-        """Where a request's tokens go, or None where nobody wants them any more."""
-        with self._lock:
-            reference = self._streams.get(name)
-        return None if reference is None else reference()
-
     def _tell(self, deltas: list[GenerationDelta], num_processed: int = 0) -> None:
         """Hands out what came of a step or a message, and notes it."""
         waiters: list[tuple[TokenStream, Waiter]] = []
-        ended: list[RequestID] = []
+        ended: list[tuple[RequestID, _Reference]] = []
         for delta in deltas:
-            stream = self._stream(delta.request_id)
-            if stream is None:
+            reference = self._routes.get(delta.request_id)
+            stream = None if reference is None else reference()
+            if reference is None or stream is None:
                 continue
             waiter = stream.push(delta)
             if waiter is not None:
                 waiters.append((stream, waiter))
             if delta.finish_reason is not None and not stream.open_choices:
-                ended.append(delta.request_id)
+                ended.append((delta.request_id, reference))
+                del self._routes[delta.request_id]
         counts, times, now = self._pipeline.counts(), self._pipeline.times, time.monotonic()
         with self._lock:
             self._num_unprocessed -= num_processed
-            self._unread.update(name for name in ended if name in self._streams)
+            self._unread.update(name for name, reference in ended if self._streams.get(name) is reference)
             self._finished.update(str(delta.finish_reason) for delta in deltas if delta.finish_reason is not None)
             generated = counts.num_generated_tokens - self._counts.num_generated_tokens
             read = counts.num_prompt_tokens - self._counts.num_prompt_tokens
@@ -296,14 +311,18 @@ class AsyncEngine:
         for stream in wake_all(waiters):
             stream.close()
 
-    def _let_go(self, name: RequestID) -> None:
-        """Nobody fetches from this request's stream any more."""
+    def _let_go(self, stream: TokenStream) -> None:
+        """Nobody fetches from this stream any more."""
+        name = stream.request_id
         with self._lock:
-            is_known = self._streams.pop(name, None) is not None
-            has_ended = name in self._unread
-            self._unread.discard(name)
-        if is_known and not has_ended:
-            self._inbox.put(_Abort(name))
+            reference = self._streams.get(name)
+            if reference is None or reference() is not stream:
+                return
+            del self._streams[name]
+            if name in self._unread:
+                self._unread.discard(name)
+            else:
+                self._inbox.put(_Abort(name, reference))
 
 
 def _ends(

@@ -27,13 +27,13 @@ class TokenStream:
     Args:
         request_id: The request.
         num_choices: How many continuations it has; the stream is over when all of them are.
-        close: Ends the request.
+        close: Called with the stream when nobody fetches from it any more; ends the request.
 
     Attributes:
         request_id: The request.
     """
 
-    def __init__(self, request_id: RequestID, num_choices: int, close: Callable[[RequestID], None]) -> None:
+    def __init__(self, request_id: RequestID, num_choices: int, close: Callable[[TokenStream], None]) -> None:
         self.request_id = request_id
         self._close = close
         self._lock = threading.Lock()
@@ -54,6 +54,8 @@ class TokenStream:
             Who waits for it, to be woken with `wake_all`.
         """
         with self._lock:
+            if delta.choice not in self._open:  # it was closed meanwhile
+                return None
             earlier = self._pending.get(delta.choice)
             self._pending[delta.choice] = delta if earlier is None else _merged(earlier, delta)
             if delta.finish_reason is not None:
@@ -69,7 +71,7 @@ class TokenStream:
             waiter, self._waiter = self._waiter, None
         if waiter is not None:
             wake_all([(self, waiter)])
-        self._close(self.request_id)
+        self._close(self)
 
     def __aiter__(self) -> AsyncIterator[GenerationDelta]:
         return self
@@ -82,7 +84,7 @@ class TokenStream:
             if delta is not None:
                 return delta
             if is_over:
-                self._close(self.request_id)
+                self._close(self)
                 raise StopAsyncIteration
             await arrived
 
@@ -96,7 +98,7 @@ class TokenStream:
             if delta is not None:
                 return delta
             if is_over:
-                self._close(self.request_id)
+                self._close(self)
                 raise StopIteration
             arrived.wait()
 

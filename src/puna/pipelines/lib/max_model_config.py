@@ -68,7 +68,7 @@ class MAXModelConfig:
         trust_remote_code: Refused: code of a checkpoint never runs.
         subfolder: Where config and weights lie below the directory.
         devices: Devices as text (see `parse_devices`), instead of `device_specs`.
-        device_specs: Devices; empty: one CPU.
+        device_specs: Devices; empty: one CPU per replica.
         rope_type: Pairing of rotated elements in GGUF files; None: the architecture's. All but `normal` pair halves.
         use_subgraphs: Whether equal layers are built once. Results are the same.
         data_parallel_degree: Replicas of the model.
@@ -318,6 +318,8 @@ class MAXModelConfig:
     def _settle_devices(self) -> None:
         if self.devices is not None and self.device_specs:
             raise InvalidRequestError("is given beside device_specs; one of the two is enough", param="devices")
+        if self.devices is None and not self.device_specs:
+            self.device_specs = [DeviceSpec.cpu(number) for number in range(self.data_parallel_degree)]
         self.device_specs = list(self.device_specs) or parse_devices(self.devices)
         for spec in self.device_specs:
             if spec.device_type != "cpu":

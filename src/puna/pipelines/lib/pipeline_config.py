@@ -149,8 +149,11 @@ class PipelineConfig:
                     param="enable_lora",
                 )
             raise InvalidRequestError("is not implemented: adapters do not run yet", param="enable_lora")
-        if self.model.data_parallel_degree > 1:
-            raise InvalidRequestError("more than one replica is not implemented", param="data_parallel_degree")
-        if len(self.model.device_specs) > 1:
-            raise InvalidRequestError("tensor parallelism over several devices is not implemented", param="devices")
+        num_devices, degree = len(self.model.device_specs), self.model.data_parallel_degree
+        if num_devices != degree:
+            raise InvalidRequestError(
+                f"{num_devices} devices for {degree} replicas: tensor parallelism is not implemented, each replica has "
+                "one device",
+                param="devices",
+            )
         self.sampling.require_implemented()

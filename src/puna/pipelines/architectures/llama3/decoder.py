@@ -37,7 +37,7 @@ def decoder_spec(config: Llama3Config) -> DecoderSpec:
 
     Raises:
         ValueError: `rms_norm` without `rms_norm_eps`, a stacked MLP with `quant_config`, sizes that do not fit.
-        UnsupportedModelError: something is carried that is not run: several devices, replicas, adapters, GPTQ, FP8.
+        UnsupportedModelError: something is carried that is not run: several devices per replica, adapters, GPTQ, FP8.
     """
     _require_runnable(config)
     return DecoderSpec(
@@ -82,8 +82,12 @@ def _require_runnable(config: Llama3Config) -> None:
     if config.stacked_mlp and config.quant_config is not None:
         raise ValueError("stacked_mlp cannot be combined with quant_config: gate and up have scales of their own")
     refused = (
-        ("data_parallel_degree", config.data_parallel_degree, config.data_parallel_degree > 1, "1"),
-        ("devices", ", ".join(map(str, config.devices)), len(config.devices) != 1, "one device"),
+        (
+            "devices",
+            ", ".join(map(str, config.devices)),
+            len(config.devices) != config.data_parallel_degree,
+            f"one per replica ({config.data_parallel_degree})",
+        ),
         ("lora_config", config.lora_config, config.lora_config is not None, "None"),
         ("quantization_config", config.quantization_config, config.quantization_config is not None, "None"),
         ("quant_config", config.quant_config, config.quant_config is not None, "None"),

@@ -30,7 +30,7 @@ from puna.pipelines.lib import (
 )
 
 if TYPE_CHECKING:
-    from puna.engine import InferenceSession, Model
+    from puna.engine import InferenceSession, Model, ReplicatedModel
 
 __all__ = ["Llama3Model", "LlamaModelBase"]
 
@@ -41,7 +41,7 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
     Args:
         pipeline_config: Everything that was configured.
         session: Where the model is compiled.
-        devices: Where it runs; one.
+        devices: Where it runs; one per replica.
         kv_cache_config: Options of the KV cache.
         weights: The checkpoint.
         adapter: Renames its tensors to the graph's names; None: they have these names.
@@ -50,12 +50,12 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
 
     Raises:
         ValueError: no configuration, or one that does not fit together; `max_batch_size` is not resolved.
-        UnsupportedModelError: something that is carried but not run: several devices, replicas, adapters.
+        UnsupportedModelError: something that is carried but not run: several devices per replica, adapters.
         WeightsError: a weight is missing, unexpected, or of another shape.
         TypeError: the class sets no `norm_method`.
     """
 
-    model: Model
+    model: Model | ReplicatedModel
     """Compiled and initialized model ready for inference."""
 
     norm_method: Literal["rms_norm"] | Literal["layer_norm"]
@@ -115,7 +115,7 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
             huggingface_config, pipeline_config, devices, kv_cache_config, cache_dtype
         )
 
-    def load_model(self, session: InferenceSession) -> Model:
+    def load_model(self, session: InferenceSession) -> Model | ReplicatedModel:
         """Read the weights, finish the configuration, build the graph and compile it.
 
         Raises:
@@ -124,6 +124,10 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         max_batch_size = self.pipeline_config.runtime.max_batch_size
         if max_batch_size is None:
             raise InvalidRequestError("is not resolved; call resolve() first", param="max_batch_size")
+        degree = self.pipeline_config.model.data_parallel_degree
+        if len(session.devices) != degree:
+            devices = ", ".join(map(str, session.devices))
+            raise UnsupportedModelError("devices of the session", devices, supported=f"one per replica ({degree})")
         state_dict = self._read_weights()
         config = self.config_class.initialize(self.pipeline_config)
         config.finalize(
@@ -141,11 +145,12 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         self.config = config
         self.state_dict = {name: state_dict[name].data for name in graph.weights}
         self._rope = spec.rope
-        self._reading_models: dict[tuple[bool, tuple[int, ...]], Model] = {}
+        self._reading_models: dict[tuple[bool, tuple[int, ...]], Model | ReplicatedModel] = {}
         self._graph_of: Callable[..., Graph] = lambda **changes: build_decoder_graph(
             replace(spec, **changes), state_dict
         )
-        self._row_offsets = Buffer.from_numpy(np.arange(max_batch_size + 1, dtype=np.uint32))
+        num_rows = max_batch_size * self.pipeline_config.model.data_parallel_degree  # a batch is a replica's
+        self._row_offsets = Buffer.from_numpy(np.arange(num_rows + 1, dtype=np.uint32))
         return model
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
@@ -262,8 +267,10 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         if inputs.stated_lora_fields:
             lora_call_order(inputs)  # a partial set is an error of its own
             raise UnsupportedModelError("lora_ids", "set", supported="no adapters")
-        if inputs.data_parallel_splits is not None:
-            raise UnsupportedModelError("data_parallel_splits", "set", supported="one replica")
+        degree = self.pipeline_config.model.data_parallel_degree
+        if (inputs.data_parallel_splits is None) != (degree == 1):
+            stated = "set" if degree == 1 else None
+            raise UnsupportedModelError("data_parallel_splits", stated, supported=f"what {degree} replicas need")
         if inputs.hidden_states is not None:
             raise UnsupportedModelError("hidden_states", "set", supported="no draft models")
         if inputs.signal_buffers:
