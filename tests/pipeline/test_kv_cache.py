@@ -192,12 +192,12 @@ class TestForks:
         assert kv.counts().used == 2
         with pytest.raises(ValueError, match="others hold too"):
             kv.inputs([CacheRow(A, 6, 1)])
-        kv.reserve(B, 7, KEY)
+        kv.reserve(B, 7, KEY, num_cached=6)
         assert kv.counts().used == 3
         first, second = kv._claims[A].blocks, kv._claims[B].blocks
         assert first[0] == second[0] and first[1] != second[1]
         assert (kv._pages[second[1]] == 7).all()
-        kv.reserve(A, 7, KEY)  # nobody else holds it any more
+        kv.reserve(A, 7, KEY, num_cached=6)  # nobody else holds it any more
         assert kv._claims[A].blocks == first
         kv.inputs([CacheRow(A, 6, 1), CacheRow(B, 6, 1)])
         kv.check()
@@ -206,8 +206,8 @@ class TestForks:
         kv = manager(page_size=4)
         kv.reserve(A, 8, KEY)
         kv.fork(A, B, 8)
-        kv.reserve(A, 9, KEY)
-        kv.reserve(B, 9, KEY)
+        kv.reserve(A, 9, KEY, num_cached=8)
+        kv.reserve(B, 9, KEY, num_cached=8)
         assert kv.counts().used == 4
         assert kv._claims[A].blocks[:2] == kv._claims[B].blocks[:2]
 
@@ -216,7 +216,7 @@ class TestForks:
         kv.reserve(A, 12, KEY)
         kv.fork(A, B, 5)
         assert len(kv._claims[B].blocks) == 2
-        kv.reserve(A, 12, KEY)
+        kv.reserve(A, 12, KEY, num_cached=5)
         kv.inputs([CacheRow(A, 5, 7)])
         kv.check()
 
@@ -225,10 +225,36 @@ class TestForks:
         kv.reserve(A, 6, KEY)
         kv.fork(A, B, 6)
         with pytest.raises(InsufficientBlocksError):
-            kv.reserve(B, 7, KEY)
+            kv.reserve(B, 7, KEY, num_cached=6)
         kv.check()
         kv.release(A)
-        kv.reserve(B, 7, KEY)
+        kv.reserve(B, 7, KEY, num_cached=6)
+        kv.check()
+
+    def test_a_fork_in_the_middle_of_a_full_page_goes_on_as_its_own(self) -> None:
+        kv = manager(num_blocks=8, page_size=4)
+        tokens, other = ids(*range(8)), ids(0, 1, 2, 3, 4, 5, 9, 9, 9)
+        kv.reserve(A, 8, KEY)
+        kv.commit(A, tokens, 8)
+        kv.fork(A, B, 6)
+        kv.reserve(B, 9, KEY, num_cached=6)
+        assert kv._claims[A].blocks[0] == kv._claims[B].blocks[0]
+        assert kv._claims[A].blocks[1] != kv._claims[B].blocks[1]
+        kv.commit(B, other, 9)
+        kv.check()
+        assert kv.match(other, KEY).blocks == tuple(kv._claims[B].blocks[:2])
+        assert kv.match(ids(*range(9)), KEY).blocks == tuple(kv._claims[A].blocks)
+
+    def test_several_forks_at_several_places(self) -> None:
+        kv = manager(num_blocks=8, page_size=4)
+        kv.reserve(A, 7, KEY)
+        kv.fork(A, B, 7)
+        kv.fork(A, C, 2)
+        kv.reserve(A, 8, KEY, num_cached=7)
+        kv.inputs([CacheRow(A, 7, 1)])
+        kv.reserve(C, 3, KEY, num_cached=2)
+        kv.reserve(B, 8, KEY, num_cached=7)
+        kv.inputs([CacheRow(A, 7, 1), CacheRow(B, 7, 1), CacheRow(C, 2, 1)])
         kv.check()
 
     def test_wrong_forks_are_refused(self) -> None:

@@ -134,7 +134,8 @@ class Replica:
             InsufficientBlocksError: Too few are free; it keeps what it has.
         """
         assert job.key is not None
-        self.kv.reserve(job.sequence, len(job.context.tokens) + further, job.key)
+        tokens = job.context.tokens
+        self.kv.reserve(job.sequence, len(tokens) + further, job.key, num_cached=tokens.processed_length)
 
     def drop(self, job: Job) -> None:
         """Ends a request, or interrupts it: its pages are free."""

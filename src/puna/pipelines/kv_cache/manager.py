@@ -62,13 +62,11 @@ class _Claim:
         key: What its blocks are found by.
         blocks: Its blocks in order.
         links: Hash and serial number of those that are full and published.
-        shared_tail: Index of a block that is not full and that a fork may hold too, or None.
     """
 
     key: CacheKey
     blocks: list[BlockID] = field(default_factory=list)
     links: list[tuple[BlockHash, int]] = field(default_factory=list)
-    shared_tail: int | None = None
 
 
 class PagedKVCacheManager:
@@ -164,7 +162,14 @@ class PagedKVCacheManager:
         free, total = self._pool.num_free, self._pool.total
         return needed <= free and total - free + needed <= watermark * total
 
-    def reserve(self, sequence: SequenceID, num_tokens: int, key: CacheKey, prefix: PrefixMatch | None = None) -> None:
+    def reserve(
+        self,
+        sequence: SequenceID,
+        num_tokens: int,
+        key: CacheKey,
+        prefix: PrefixMatch | None = None,
+        num_cached: int = 0,
+    ) -> None:
         """Makes sure that the sequence has pages of its own to write to, for `num_tokens` tokens in all.
 
         Args:
@@ -172,6 +177,8 @@ class PagedKVCacheManager:
             num_tokens: Tokens that are cached plus tokens that steps will add.
             key: What its pages are found by; the same as long as it holds any.
             prefix: What `match` found, for a sequence that begins.
+            num_cached: Its tokens that are in the cache. The next one is written behind them: a page that is open there
+                and that a fork holds too is copied.
 
         Raises:
             InsufficientBlocksError: Too few pages are free; the sequence holds what it held before.
@@ -182,8 +189,8 @@ class PagedKVCacheManager:
             claim = _Claim(key)
         elif claim.key != key or prefix:
             raise ValueError(f"request {sequence} holds pages under another key; release them first")
-        if claim.shared_tail is not None:
-            self._unshare(claim, claim.shared_tail)
+        if num_cached % self._params.page_size:
+            self._unshare(claim, num_cached // self._params.page_size)
         shared = list(prefix.blocks) if prefix else []
         missing = self._params.num_blocks_for(num_tokens) - len(claim.blocks) - len(shared)
         if missing > 0 or shared or not claim.blocks:
@@ -218,7 +225,7 @@ class PagedKVCacheManager:
     def fork(self, parent: SequenceID, child: SequenceID, num_computed: int) -> None:
         """Lets a new sequence hold the pages of another's first `num_computed` tokens.
 
-        The page in which both go on is copied when one of them does.
+        A page in which both go on is copied when one of them does.
 
         Raises:
             ValueError: The parent holds no pages for these tokens, or the child holds pages already.
@@ -228,11 +235,10 @@ class PagedKVCacheManager:
         count = self._params.num_blocks_for(num_computed)
         if claim is None or count > len(claim.blocks) or child in self._claims:
             raise ValueError(f"{parent} holds no pages for {num_computed} tokens, or {child} holds some already")
-        if num_computed % size:
-            claim.shared_tail = count - 1
-        blocks, tail = claim.blocks[:count], count - 1 if num_computed % size else None
+        blocks = claim.blocks[:count]
         self._pool.share(blocks)
-        self._claims[child] = _Claim(claim.key, blocks, claim.links[:count], tail)
+        # The parent may have filled and published the last of them since: for the child it is open all the same.
+        self._claims[child] = _Claim(claim.key, blocks, claim.links[: num_computed // size])
 
     def inputs(self, rows: Sequence[CacheRow], num_steps: int = 1) -> KVCacheInputs[Buffer, Buffer]:
         """The cache inputs of a step over `rows`, in their order; `num_steps` forward passes will be made.
@@ -324,7 +330,6 @@ class PagedKVCacheManager:
                 plane[copy] = plane[source]
             self._pool.drop([source])
             claim.blocks[index] = copy
-        claim.shared_tail = None
 
     def _require_writable(self, row: CacheRow, blocks: Sequence[BlockID], num_steps: int) -> None:
         size = self._params.page_size
