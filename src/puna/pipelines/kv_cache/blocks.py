@@ -97,9 +97,10 @@ class BlockPool:
         """How many of the blocks nobody holds."""
         return sum(1 for index in blocks if self._blocks[index].references == 0)
 
-    def is_shared(self, index: BlockID) -> bool:
-        """Whether several requests hold the block."""
-        return self._blocks[index].references > 1
+    def is_writable(self, index: BlockID) -> bool:
+        """Whether one request holds the block, and nobody can find it."""
+        block = self._blocks[index]
+        return block.references == 1 and block.hash is None
 
     def take(self, count: int) -> list[BlockID]:
         """Takes `count` free blocks, forgetting what they held.

@@ -178,7 +178,7 @@ class PagedKVCacheManager:
             key: What its pages are found by; the same as long as it holds any.
             prefix: What `match` found, for a sequence that begins.
             num_cached: Its tokens that are in the cache. The next one is written behind them: a page that is open there
-                and that a fork holds too is copied.
+                and that others hold too is copied.
 
         Raises:
             InsufficientBlocksError: Too few pages are free; the sequence holds what it held before.
@@ -190,7 +190,7 @@ class PagedKVCacheManager:
         elif claim.key != key or prefix:
             raise ValueError(f"request {sequence} holds pages under another key; release them first")
         if num_cached % self._params.page_size:
-            self._unshare(claim, num_cached // self._params.page_size)
+            self._make_writable(claim, num_cached // self._params.page_size)
         shared = list(prefix.blocks) if prefix else []
         missing = self._params.num_blocks_for(num_tokens) - len(claim.blocks) - len(shared)
         if missing > 0 or shared or not claim.blocks:
@@ -244,7 +244,7 @@ class PagedKVCacheManager:
         """The cache inputs of a step over `rows`, in their order; `num_steps` forward passes will be made.
 
         Raises:
-            ValueError: A sequence has fewer pages than the step writes to, or one that others hold too.
+            ValueError: A sequence has fewer pages than the step writes to, or one that others hold or can find.
         """
         blocks: list[list[BlockID]] = []
         for row in rows:
@@ -321,10 +321,10 @@ class PagedKVCacheManager:
         claim.blocks[index] = published.block
         claim.links.append((block_hash, published.serial))
 
-    def _unshare(self, claim: _Claim, index: int) -> None:
-        """Copies a page that a fork holds too."""
+    def _make_writable(self, claim: _Claim, index: int) -> None:
+        """Copies a page that others hold too, or that was published full by the sequence that this one forked from."""
         source = claim.blocks[index]
-        if self._pool.is_shared(source):
+        if not self._pool.is_writable(source):
             (copy,) = self._pool.take(1)
             for plane in self._planes:
                 plane[copy] = plane[source]
@@ -337,8 +337,8 @@ class PagedKVCacheManager:
         if end > len(blocks) * size:
             raise ValueError(f"request {row.sequence} has pages for {len(blocks) * size} tokens, the step needs {end}")
         for block in blocks[row.num_cached // size : -(-end // size)]:
-            if self._pool.is_shared(block):
-                raise ValueError(f"request {row.sequence} would write to block {block}, which others hold too")
+            if not self._pool.is_writable(block):
+                raise ValueError(f"request {row.sequence} would write to block {block}, which others hold or can find")
 
 
 def _uint32(values: Sequence[int]) -> Buffer:
