@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from puna.entrypoints.outputs import Logprob as Logprob
     from puna.entrypoints.outputs import RequestOutput as RequestOutput
     from puna.errors import PunaError as PunaError
-    from puna.pipelines.sampling_params import BeamSearchParams as BeamSearchParams
+    from puna.pipelines.beam_search_params import BeamSearchParams as BeamSearchParams
     from puna.pipelines.sampling_params import RepetitionDetection as RepetitionDetection
     from puna.pipelines.sampling_params import SamplingParams as SamplingParams
 
@@ -33,7 +33,7 @@ _EXPORTS: Final = {
     "Logprob": "puna.entrypoints.outputs",
     "RequestOutput": "puna.entrypoints.outputs",
     "PunaError": "puna.errors",
-    "BeamSearchParams": "puna.pipelines.sampling_params",
+    "BeamSearchParams": "puna.pipelines.beam_search_params",
     "RepetitionDetection": "puna.pipelines.sampling_params",
     "SamplingParams": "puna.pipelines.sampling_params",
 }

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from puna.errors import InvalidRequestError
+from puna.pipelines.beam_search_params import BeamSearchParams
 from puna.pipelines.lib.generation_config import generation_defaults
-from puna.pipelines.sampling_params import BeamSearchParams, RepetitionDetection, SamplingParams, SamplingParamsInput
+from puna.pipelines.sampling_params import RepetitionDetection, SamplingParams, SamplingParamsInput
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from puna.entrypoints.loop_driver import LoopDriver
 from puna.entrypoints.outputs import BeamSearchOutput, BeamSequence
 from puna.errors import InvalidRequestError
 from puna.pipelines.batch import FinishReason
+from puna.pipelines.beam_search_params import BeamSearchParams
 from puna.pipelines.context import TextContext, TokenBuffer
 from puna.pipelines.lib.log_probabilities import log_softmax
-from puna.pipelines.sampling_params import BeamSearchParams, SamplingParams
+from puna.pipelines.sampling_params import SamplingParams
 
 __all__ = ["search"]
 

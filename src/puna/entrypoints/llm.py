@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, cast, overload
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Literal, Self, cast, overload
 
 from puna.entrypoints.answer import Answer
 from puna.entrypoints.beam_search import search
 from puna.entrypoints.loading import EngineOptions, GenerationConfig, Precision, kernel_variant, load_model
 from puna.entrypoints.loop_driver import LoopDriver
-from puna.entrypoints.outputs import BeamSearchOutput, ChoiceScore, RequestOutput
+from puna.entrypoints.outputs import BeamSearchOutput, RequestOutput
 from puna.entrypoints.preparation import Message, Preparation, Prompt, Rendered, as_requests, spread
+from puna.entrypoints.reading import ReadsPrompts
 from puna.errors import InvalidRequestError
 from puna.models import DEFAULT_MODEL
-from puna.pipelines.prompt_reading import HiddenStateReader, LogitReader, LogprobReader, Pooling, PoolingReader
+from puna.pipelines.beam_search_params import BeamSearchParams
 from puna.pipelines.request import GenerateRequest
-from puna.pipelines.sampling_params import BeamSearchParams, SamplingParams, SamplingParamsInput
+from puna.pipelines.sampling_params import SamplingParams, SamplingParamsInput
 from puna.pipelines.text_generation import TextGenerationPipeline
 from puna.tokenization import Tokenizer
 
 __all__ = ["LLM", "kernel_variant"]
 
-_T = TypeVar("_T")
-_SCORED_TOGETHER: Final = 32
 
-
-class LLM:
+class LLM(ReadsPrompts):
     """A loaded model that answers requests.
 
     Several threads may use it at once; their requests share its steps. A request's result does not depend on what
@@ -309,134 +304,6 @@ class LLM:
             )
         return found
 
-    def embed(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        pooling: Pooling = "mean",
-        normalize: bool = True,
-        layer: int = -1,
-    ) -> npt.NDArray[np.float32]:
-        """One vector per prompt, float32 `[n, H]`.
-
-        Args:
-            prompts: As of `generate`.
-            pooling: `mean` over its tokens, its `last` token, or `cls`: its first.
-            normalize: Scale each vector to length 1.
-            layer: Whose outputs, as in `encode`.
-
-        Raises:
-            InvalidRequestError: there is no such pooling or layer, or a prompt does not fit.
-        """
-        place = self._layer(layer)
-        readers = self._read_prompts(prompts, lambda: PoolingReader(pooling, place))
-        return np.stack([reader.vector(normalize) for reader in readers])
-
-    def encode(
-        self, prompts: Prompt | Sequence[Prompt], *, layers: Sequence[int] = (-1,)
-    ) -> list[dict[int, npt.NDArray[np.float32]]]:
-        """The hidden states of prompts.
-
-        Args:
-            prompts: As of `generate`.
-            layers: Which ones: 1 to the number of layers stand for what goes out of each; the last one's is taken
-                behind the final norm. Negative numbers count from the end.
-
-        Returns:
-            For each prompt layer -> float32 `[T, H]`, by the numbers that were given.
-
-        Raises:
-            InvalidRequestError: there is no such layer, or a prompt does not fit.
-        """
-        places = {layer: self._layer(layer) for layer in layers}
-        readers = self._read_prompts(prompts, lambda: HiddenStateReader(sorted(set(places.values()))))
-        return [
-            {layer: np.concatenate(reader.chunks[place]) for layer, place in places.items()} for reader in readers
-        ]
-
-    def logits(self, token_ids: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
-        """The model's logits at every position, float32 `[T, V]` for each prompt.
-
-        Args:
-            token_ids: Prompts as token ids.
-
-        Raises:
-            InvalidRequestError: a prompt is empty or does not fit, or a token is outside the vocabulary.
-        """
-        readers = [LogitReader() for _ in token_ids]
-        self._read([self._open.reading(ids, reader) for ids, reader in zip(token_ids, readers, strict=True)])
-        return [np.concatenate(reader.chunks) for reader in readers]
-
-    def score(self, prompt: Prompt, choices: Sequence[Prompt]) -> list[ChoiceScore]:
-        """How likely continuations of a prompt are. What they share is computed once.
-
-        Args:
-            prompt: Text or token ids.
-            choices: Continuations; texts are tokenized by themselves, without special tokens.
-
-        Raises:
-            InvalidRequestError: there is no choice, one is empty, or prompt and choice do not fit together.
-        """
-        greedy = SamplingParams(temperature=0)
-        (request,) = as_requests(prompt, greedy)
-        begin = self._open.encode(request)[1]
-        texts: list[str | None] = []
-        endings: list[tuple[int, ...]] = []
-        for choice in as_requests(list(choices), greedy):
-            texts.append(choice.text)
-            ids = choice.token_ids if choice.text is None else self.tokenize(choice.text, add_special_tokens=False)
-            endings.append(tuple(int(token) for token in ids or ()))
-        if not endings or not all(endings):
-            raise InvalidRequestError("must be texts of at least one token", param="choices")
-        scored = self._score_endings(begin, endings)
-        return [
-            ChoiceScore(
-                text=text,
-                token_ids=ids,
-                token_logprobs=tuple(record.token_log_probabilities[0] for record in reader.records),
-                is_greedy=all(r.ranks[0][token] == 1 for r, token in zip(reader.records, ids, strict=True)),
-            )
-            for text, ids, reader in zip(texts, endings, scored, strict=True)
-        ]
-
-    def perplexity(self, text: Prompt, *, window: int | None = None, stride: int | None = None) -> float:
-        """`exp` of the mean negative log-probability per token of a text.
-
-        A text that is longer than the window is read in windows; each token after the first window is scored once,
-        with at least `window - stride` tokens before it.
-
-        Args:
-            text: Text or token ids, at least two tokens.
-            window: Tokens of a window; None: `max_model_len`.
-            stride: Tokens that a window goes on by; None: half a window.
-
-        Raises:
-            InvalidRequestError: the text has fewer than two tokens, or a number is out of range.
-        """
-        (request,) = as_requests(text, SamplingParams(temperature=0))
-        ids = self._open.encode(request)[1]
-        width = self.max_model_len if window is None else window
-        step = max(1, width // 2) if stride is None else stride
-        if not 2 <= width <= self.max_model_len:
-            raise InvalidRequestError(f"must be from 2 to {self.max_model_len}, got {width}", param="window")
-        if not 1 <= step < width:
-            raise InvalidRequestError(f"must be from 1 to {width - 1}, got {step}", param="stride")
-        if len(ids) < 2:
-            raise InvalidRequestError(f"must have at least 2 tokens, it has {len(ids)}", param="text")
-        readers: list[LogprobReader] = []
-        contexts = []
-        scored = 1  # the first token has nothing before it
-        while scored < len(ids):
-            begin = 0 if scored == 1 else max(0, min(scored + step, len(ids)) - width)
-            part = ids[begin : begin + width]
-            reader = self._logprob_reader(part, scored - begin)
-            readers.append(reader)
-            contexts.append(self._open.reading(part, reader))
-            scored = begin + len(part)
-        self._read(contexts)
-        values = [record.token_log_probabilities[0] for reader in readers for record in reader.records]
-        return float(np.exp(-np.mean(values)))
-
     def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; `add_special_tokens`: with those that the model's tokenizer puts around a prompt."""
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -498,50 +365,3 @@ class LLM:
         self, params: SamplingParams | Sequence[SamplingParams] | None
     ) -> SamplingParams | Sequence[SamplingParams]:
         return self.default_sampling_params if params is None else params
-
-    def _layer(self, layer: int) -> int:
-        """A layer as readers number them: from 0, the number of layers for the output of the final norm."""
-        count = int(self.model.config.num_hidden_layers)
-        number = layer + count + 1 if layer < 0 else layer
-        if not 1 <= number <= count:
-            raise InvalidRequestError(f"must be from 1 to {count} (or -{count} to -1), got {layer}", param="layer")
-        return number if number == count else number - 1
-
-    def _logprob_reader(self, ids: Sequence[int], first_token: int) -> LogprobReader:
-        tokens = np.array(ids, dtype=np.int64)
-        return LogprobReader(tokens, first_token=first_token)
-
-    def _score_endings(self, begin: list[int], endings: Sequence[tuple[int, ...]]) -> list[LogprobReader]:
-        readers = [self._logprob_reader([*begin, *ending], len(begin)) for ending in endings]
-        contexts = [
-            self._open.reading([*begin, *ending], reader) for ending, reader in zip(endings, readers, strict=True)
-        ]
-        if len(contexts) == 1 or len(begin) == 1:
-            self._read(contexts)
-            return readers
-        # The first choice's token is foretold by the prompt's last one, which therefore each of them reads.
-        root = Answer(self._open.root(begin[:-1]), None, ())
-        with self._driver.running([root]):
-            self._driver.advance(root)
-            for first in range(0, len(contexts), _SCORED_TOGETHER):
-                self._read(contexts[first : first + _SCORED_TOGETHER], root)
-        return readers
-
-    def _read_prompts(self, prompts: Prompt | Sequence[Prompt], make: Callable[[], _T]) -> list[_T]:
-        requests = as_requests(prompts, SamplingParams(temperature=0))
-        readers = [make() for _ in requests]
-        self._read([
-            self._open.reading(self._open.encode(request)[1], cast(Any, reader))
-            for request, reader in zip(requests, readers, strict=True)
-        ])
-        return readers
-
-    def _read(self, contexts: Sequence[Any], parent: Answer | None = None) -> None:
-        """Runs contexts whose readers are what is wanted of them."""
-        answers = [Answer(context, None, ()) for context in contexts]
-        with self._driver.running(answers, parent):
-            for answer in answers:
-                self._driver.finish(answer)
-                error = answer.output().error
-                if error is not None:
-                    raise error

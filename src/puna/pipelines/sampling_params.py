@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from puna.errors import InvalidRequestError
+from puna.pipelines.ranges import require_integer, require_number
 
 __all__ = [
     "MAX_CHOICES",
     "MAX_LOGPROBS",
-    "BeamSearchParams",
     "LogitsProcessor",
     "LogprobsMode",
     "RepetitionDetection",
@@ -65,9 +65,9 @@ class RepetitionDetection:
     min_count: int = 8
 
     def __post_init__(self) -> None:
-        _require_integer("repetition_detection.max_pattern_size", self.max_pattern_size, 1, 1024)
-        _require_integer("repetition_detection.min_pattern_size", self.min_pattern_size, 1, self.max_pattern_size)
-        _require_integer("repetition_detection.min_count", self.min_count, 2, 1024)
+        require_integer("repetition_detection.max_pattern_size", self.max_pattern_size, 1, 1024)
+        require_integer("repetition_detection.min_pattern_size", self.min_pattern_size, 1, self.max_pattern_size)
+        require_integer("repetition_detection.min_count", self.min_count, 2, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +179,11 @@ class SamplingParams:
         for name, (low, high) in _INTEGERS.items():
             value = getattr(self, name)
             if value is not None or name in _NEVER_NONE:
-                _require_integer(name, value, low, high)
+                require_integer(name, value, low, high)
         for name, (lowest, highest, is_open) in _NUMBERS.items():
             value = getattr(self, name)
             if value is not None or name in _NEVER_NONE:
-                _require_number(name, value, lowest, highest, is_open)
+                require_number(name, value, lowest, highest, is_open)
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(f"must be true or false, got {getattr(self, name)!r}", param=name)
@@ -268,7 +268,7 @@ class SamplingParams:
         if isinstance(ids, str) or not isinstance(ids, Sequence | set | frozenset | np.ndarray):
             raise InvalidRequestError(f"must be a list of token ids, got {ids!r}", param=name)
         for token in ids:
-            _require_integer(name, token, 0, None)
+            require_integer(name, token, 0, None)
         if name == "allowed_token_ids" and not len(ids):
             raise InvalidRequestError("must not be empty: nothing could be generated", param=name)
         if name == "logprob_token_ids" and len(ids) > _MAX_IDS:
@@ -292,8 +292,8 @@ class SamplingParams:
         if not isinstance(self.logit_bias, Mapping):
             raise InvalidRequestError(f"must map token ids to numbers, got {self.logit_bias!r}", param="logit_bias")
         for token, value in self.logit_bias.items():
-            _require_integer("logit_bias", token, 0, None)
-            _require_number("logit_bias", value, -_MAX_BIAS, _MAX_BIAS, False)
+            require_integer("logit_bias", token, 0, None)
+            require_number("logit_bias", value, -_MAX_BIAS, _MAX_BIAS, False)
         object.__setattr__(self, "logit_bias", {int(token): float(v) for token, v in self.logit_bias.items()})
 
     def _check_kinds(self) -> None:
@@ -326,39 +326,6 @@ class SamplingParams:
             raise InvalidRequestError("stop strings are looked for in text, and detokenize is off", param="stop")
         if self.logprob_token_ids and self.logprobs is None and self.prompt_logprobs is None:
             raise InvalidRequestError("needs logprobs or prompt_logprobs", param="logprob_token_ids")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BeamSearchParams:
-    """How the likeliest texts are searched for, instead of drawn.
-
-    Attributes:
-        beam_width: Texts that are kept at each step and returned at the end, 1 to 128.
-        max_tokens: At most this many tokens each, from 1.
-        length_penalty: Finished texts are ranked by their log-probability over `length ** length_penalty`; finite.
-        early_stopping: True: ends when `beam_width` texts are finished. False: ends when no unfinished text can get
-            better than the worst finished one.
-        ignore_eos: End-of-sequence tokens do not finish a text.
-        stop_token_ids: Further tokens that finish one.
-
-    Raises:
-        InvalidRequestError: a value is outside its range.
-    """
-
-    beam_width: int
-    max_tokens: int
-    length_penalty: float = 1.0
-    early_stopping: bool = False
-    ignore_eos: bool = False
-    stop_token_ids: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        _require_integer("beam_width", self.beam_width, 1, MAX_CHOICES)
-        _require_integer("max_tokens", self.max_tokens, 1, None)
-        _require_number("length_penalty", self.length_penalty, -math.inf, math.inf, False)
-        for token in self.stop_token_ids:
-            _require_integer("stop_token_ids", token, 0, None)
-        object.__setattr__(self, "stop_token_ids", tuple(int(token) for token in self.stop_token_ids))
 
 
 class SamplingParamsInput:
@@ -447,26 +414,3 @@ _NUMBERS: Final[dict[str, tuple[float, float, bool]]] = {  # from, to, whether t
     "deadline_s": (0, math.inf, True),
 }
 _NEVER_NONE: Final = frozenset(f.name for f in fields(SamplingParams) if f.default is not None)
-
-
-def _require_integer(name: str, value: object, low: int, high: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise InvalidRequestError(f"must be an integer, got {value!r}", param=name)
-    if value < low or (high is not None and value > high):
-        expected = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise InvalidRequestError(f"must be {expected}, got {value}", param=name)
-
-
-def _require_number(name: str, value: object, low: float, high: float, is_open: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise InvalidRequestError(f"must be a number, got {value!r}", param=name)
-    if not (math.isfinite(value) and low <= value <= high) or (is_open and value == low):
-        raise InvalidRequestError(f"must be {_range(low, high, is_open)}, got {value}", param=name)
-
-
-def _range(low: float, high: float, is_open: bool) -> str:
-    if math.isinf(low):
-        return "finite"
-    if math.isinf(high):
-        return f"finite and {'above' if is_open else 'at least'} {low:g}"
-    return f"above {low:g} and at most {high:g}" if is_open else f"from {low:g} to {high:g}"
