@@ -1,7 +1,10 @@
 """Takes results into the repository: `benchmarks/results`, the tables of docs/performance.md, the README's picture.
 
-python benchmarks/publish.py build/versus-llamacpp/result.json
-python benchmarks/publish.py                    the tables and the picture anew, from the results that are there
+    python benchmarks/publish.py build/versus-llamacpp/result.json
+    python benchmarks/publish.py --replace RESULT.json      forgets lines of earlier runs, which are kept otherwise
+    python benchmarks/publish.py                            writes tables and picture anew
+
+Lines of a run replace lines of an earlier one of the same name; each keeps the limits that were measured around it.
 """
 
 from __future__ import annotations
@@ -66,9 +69,13 @@ def main() -> None:
     """Stores results and writes what is made of all of them."""
     parser = argparse.ArgumentParser(description="Take results of a comparison into the repository.")
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT.json")
-    for file in parser.parse_args().results:
+    parser.add_argument("--replace", action="store_true", help="forget lines of earlier runs")
+    arguments = parser.parse_args()
+    for file in arguments.results:
         comparison = Comparison.from_json(json.loads(file.read_text(encoding="utf-8")))
         target = RESULTS / f"{comparison.name}.json"
+        if target.exists() and not arguments.replace:
+            comparison = stored()[comparison.name].with_lines_of(comparison)
         RESULTS.mkdir(exist_ok=True)
         target.write_text(json.dumps(comparison.as_json(), indent=1) + "\n", encoding="utf-8")
         print(target.relative_to(ROOT))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from picture import Bars, picture
@@ -19,7 +19,7 @@ class Measured:
         title: What it is, for people.
         unit: Of the values: `tokens/s`, `MB` or `s`. Of the latter two less is better.
         turns: Values of both sides.
-        limit: What the machine allows, in tokens per second; 0: not known.
+        limit: What the machine allowed right then, in tokens per second; 0: not known.
         settings: The rival's, those that were best for the line.
     """
 
@@ -63,7 +63,8 @@ class Comparison:
         rival: Its name.
         version: The rival's version and how it was built.
         threads: Of each side.
-        limits: What the machine did at most, each the best over the run.
+        limits: What the machine did at most, each the best over the run. A line's own limit follows from what was
+            measured right before and after it.
         read_spread: Least and most read bandwidth that was measured.
         lines: What was measured.
     """
@@ -119,6 +120,20 @@ class Comparison:
         low, high = data["read_spread"]
         return cls(**{**data, "lines": lines, "read_spread": (low, high)})
 
+    def with_lines_of(self, later: Comparison) -> Comparison:
+        """This run with lines that another run on the same machine measured anew.
+
+        Raises:
+            ValueError: It is of another machine, or of other programs.
+        """
+        same = ("name", "machine", "version", "threads")
+        if any(getattr(self, name) != getattr(later, name) for name in same):
+            raise ValueError(f"{self.machine}, {self.version} cannot be mixed with {later.machine}, {later.version}")
+        lines = {line.title: line for line in self.lines} | {line.title: line for line in later.lines}
+        limits = {name: max(value, later.limits[name]) for name, value in self.limits.items()}
+        low, high = (min(self.read_spread[0], later.read_spread[0]), max(self.read_spread[1], later.read_spread[1]))
+        return replace(self, lines=list(lines.values()), limits=limits, read_spread=(low, high))
+
     def as_markdown(self) -> str:
         """A table with a row per line, and what belongs to all of them."""
         rows = [
@@ -139,8 +154,8 @@ class Comparison:
         disturbance = max(line.turns.disturbance for line in self.lines)
         return (
             f"{self.machine}; Puna {self.variant}, {self.rival} {self.version}, {self.threads} threads each; other "
-            f"processes had at most {disturbance:.0%} of the cores meanwhile. Limits in the same run: memory "
-            f"{limits['read_gbps']:.1f} GB/s ({low:.1f} – {high:.1f}), "
+            f"processes had at most {disturbance:.0%} of the cores meanwhile. Limits, measured around each line: "
+            f"memory {limits['read_gbps']:.1f} GB/s ({low:.1f} – {high:.1f}), "
             f"float32 {limits['f32_gflops']:,.0f} GFLOP/s, int8 {limits['int8_gops']:,.0f} GOP/s."
         )
 

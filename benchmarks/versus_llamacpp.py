@@ -51,7 +51,7 @@ class Pair:
         self.theirs = Worker([rival, HERE / "llamacpp_worker.py", path, str(threads)])
 
     def measure(self, line: Line, reps: int) -> tuple[dict[str, float], Turns, str]:
-        """The machine's limits, values of both sides, and the rival's settings."""
+        """The machine's limits before and after, the better of each; values of both sides; the rival's settings."""
         common = rival_arguments(line)
         tries: dict[bool, float] = {}
         for flash in (False, True):
@@ -67,6 +67,8 @@ class Pair:
             Bystanders(self.ours.pid, self.theirs.pid),
         )
         self.theirs.ask("forget")
+        after = self.ours.ask("limits", seconds=_PROBE_S)
+        limits = {name: max(value, after[name]) for name, value in limits.items()}
         return limits, turns, f"flash attention {'on' if flash else 'off'}"
 
     def close(self) -> None:
@@ -162,10 +164,14 @@ def compare(lines: Sequence[Line], threads: int, reps: int, rival: Path, flavour
                 note(f"{line.title}: {medians} tokens/s, {settings}; others had {turns.disturbance:.0%}")
                 probes.append(limits)
                 pending.append((line, turns, settings))
+    if not lines:  # memory or the start alone
+        with pair(Path(find_model(DEFAULT_MODEL).path), ["tg1"], threads, rival) as both:
+            greetings.append((both.ours.greeting, both.theirs.greeting))
+            probes.append(both.ours.ask("limits", seconds=_PROBE_S))
     best = {name: max(probe[name] for probe in probes) for name in probes[0]}
     measured = [
-        Measured(line.title, "tokens/s", turns, work_of(file_of(line)).best_tokens_per_s(line.spec, best), settings)
-        for line, turns, settings in pending
+        Measured(line.title, "tokens/s", turns, work_of(file_of(line)).best_tokens_per_s(line.spec, limits), settings)
+        for (line, turns, settings), limits in zip(pending, probes, strict=False)
     ]
     if MEMORY_TITLE in extras:
         note(MEMORY_TITLE)
@@ -216,7 +222,7 @@ def main() -> None:
     if arguments.only:
         lines = [line for line in lines if arguments.only in line.title or arguments.only in line.test]
         extras = {title for title in extras if arguments.only in title}
-    if not lines or arguments.reps < 1 or arguments.threads < 1:
+    if not (lines or extras) or arguments.reps < 1 or arguments.threads < 1:
         parser.error("nothing to measure")
     lines.sort(key=lambda line: (line.model, line.encoding))  # one model at a time
     result = compare(lines, arguments.threads, arguments.reps, llamacpp_python(flavour), flavour, extras)

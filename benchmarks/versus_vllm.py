@@ -63,8 +63,8 @@ def compare(threads: int, reps: int) -> Comparison:
         limits,
         (min(reads), max(reads)),
         [
-            Measured(line.title, "tokens/s", turns, work_of(path).best_tokens_per_s(line.spec, limits), settings)
-            for line, path, turns, settings in measured
+            Measured(line.title, "tokens/s", turns, work_of(path).best_tokens_per_s(line.spec, probe), settings)
+            for (line, path, turns, settings), probe in zip(measured, probes, strict=True)
         ],
     )
 
@@ -83,6 +83,8 @@ def _turns(ours: Worker, theirs: Worker, line: Line, reps: int, probes: list[dic
     )
     medians = " : ".join(f"{statistics.median(side):.1f}" for side in (turns.ours, turns.theirs))
     print(f"{line.title}: {medians} tokens/s; others had {turns.disturbance:.0%}", file=sys.stderr, flush=True)
+    after = ours.ask("limits", seconds=_PROBE_S)
+    probes[-1] = {name: max(value, after[name]) for name, value in probes[-1].items()}
     return turns
 
 

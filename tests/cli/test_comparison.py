@@ -120,6 +120,17 @@ def test_results_survive_json() -> None:
     assert result.name == "llamacpp-avx512" and comparison(variant="avx2").name == "llamacpp-avx512-avx2"
 
 
+def test_lines_that_are_measured_anew_replace_the_old_ones() -> None:
+    old = comparison()
+    text = Measured("1B Q4_K_M: text", "tokens/s", Turns((36.0,), (25.0,), 0.0), 38.0, "flash attention on")
+    new = comparison(lines=[text], limits={**LIMITS, "read_gbps": 29.0}, read_spread=(27.0, 29.0))
+    both = old.with_lines_of(new)
+    assert [line.title for line in both.lines] == [line.title for line in old.lines] and both.lines[1] == text
+    assert both.limits == LIMITS and both.read_spread == (27.0, 30.0)
+    with pytest.raises(ValueError, match="cannot be mixed"):
+        old.with_lines_of(comparison(threads=3))
+
+
 def test_table_states_medians_ratios_spread_and_limits() -> None:
     rows = comparison().as_markdown().splitlines()
     assert rows[2] == (
@@ -151,6 +162,18 @@ def test_limit_is_drawn_where_it_is_near() -> None:
         return len(list(root.iter(f"{SVG}path"))) - 1  # one is in the legend
 
     assert (lines(0.9), lines(0.5), lines(0.2), lines(0.0)) == (1, 1, 0, 0)
+
+
+def test_published_pages_are_those_of_the_stored_results() -> None:
+    results = publish.stored()
+    assert results, "there are no stored results"
+    text = publish.PAGE.read_text(encoding="utf-8")
+    assert publish.page(text, results) == text, "run benchmarks/publish.py"
+    assert publish.PICTURE.read_text(encoding="utf-8") == publish.shown(results).as_svg(), "run benchmarks/publish.py"
+    assert all(name == result.name for name, result in results.items())
+    titles = {line.title for line in publish.shown(results).lines}
+    assert {line.title for line in LINES} <= titles and len(titles) == len(LINES) + 2
+    assert "docs/speed.svg" in (publish.ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_text_between_markers() -> None:
