@@ -5,12 +5,14 @@
     python benchmarks/publish.py                            writes tables and picture anew
 
 Lines of a run replace lines of an earlier one of the same name; each keeps the limits that were measured around it.
+Lines during which other processes had more than a fifth of the cores are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,7 @@ ROOT: Final = Path(__file__).parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "performance.md"
 PICTURE: Final = ROOT / "docs" / "speed.svg"
+DISTURBED: Final = 0.2  # lines during which others had more of the cores are not taken
 _SHOWN: Final = ("llamacpp-amx", "llamacpp-avx512", "llamacpp-avx2")  # the first of these that there is, is the picture
 
 
@@ -42,6 +45,13 @@ def stored() -> dict[str, Comparison]:
     """All comparisons of the repository, by name, in the order in which they are shown."""
     files = sorted(RESULTS.glob("*-*.json"))
     return {file.stem: Comparison.from_json(json.loads(file.read_text(encoding="utf-8"))) for file in files}
+
+
+def calm(comparison: Comparison) -> tuple[Comparison, list[str]]:
+    """The lines that others left alone, and the titles of the rest."""
+    lines = [line for line in comparison.lines if line.turns.disturbance <= DISTURBED]
+    left_out = [line.title for line in comparison.lines if line not in lines]
+    return replace(comparison, lines=lines), left_out
 
 
 def tables(comparisons: dict[str, Comparison]) -> str:
@@ -73,6 +83,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for file in arguments.results:
         comparison = Comparison.from_json(json.loads(file.read_text(encoding="utf-8")))
+        comparison, left_out = calm(comparison)
+        for title in left_out:
+            print(f"{title}: left out, other processes had more than {DISTURBED:.0%} of the cores")
         target = RESULTS / f"{comparison.name}.json"
         if target.exists() and not arguments.replace:
             comparison = stored()[comparison.name].with_lines_of(comparison)

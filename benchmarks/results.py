@@ -130,6 +130,8 @@ class Comparison:
         if any(getattr(self, name) != getattr(later, name) for name in same):
             raise ValueError(f"{self.machine}, {self.version} cannot be mixed with {later.machine}, {later.version}")
         lines = {line.title: line for line in self.lines} | {line.title: line for line in later.lines}
+        if not any(line.limit for line in later.lines):  # memory or the start, which no limit is set beside
+            return replace(self, lines=list(lines.values()))
         limits = {name: max(value, later.limits[name]) for name, value in self.limits.items()}
         low, high = (min(self.read_spread[0], later.read_spread[0]), max(self.read_spread[1], later.read_spread[1]))
         return replace(self, lines=list(lines.values()), limits=limits, read_spread=(low, high))

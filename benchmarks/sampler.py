@@ -1,6 +1,6 @@
 """What choosing tokens costs: microseconds a step, by way of choosing and number of sequences, on a model's own logits.
 
-    python benchmarks/sampler.py [MODEL]
+python benchmarks/sampler.py [MODEL]
 """
 
 from __future__ import annotations

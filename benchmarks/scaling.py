@@ -112,13 +112,12 @@ def machines(cores: int, read_gbps: float) -> list[Machine]:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The table, for Q4_K_M weights, from a comparison that has the 1B model's lines of these."""
+    """The table, for Q4_K_M weights, if the comparison has the 1B model's lines of these."""
     shares = {line.title: line.shares[0] for line in comparison.lines}
-    kernels = Kernels(
-        comparison.limits["int8_gops"] / comparison.threads,
-        shares["1B Q4_K_M: text"],
-        shares["1B Q4_K_M: prompt of 512"],
-    )
+    needed = "1B Q4_K_M: text", "1B Q4_K_M: prompt of 512"
+    if missing := [title for title in needed if title not in shares]:
+        return f"No table: not among the stored results: {', '.join(missing)}."
+    kernels = Kernels(comparison.limits["int8_gops"] / comparison.threads, *(shares[title] for title in needed))
     loads = [load_of(SHAPES[size]) for size in ("1B", "8B")]
     rows = [
         f"Text reaches {kernels.stream_share:.0%} of the read bandwidth, prompts {kernels.product_share:.0%} of the "

@@ -28,6 +28,7 @@ from puna.entrypoints.benchmark.specs import Spec
 from puna.entrypoints.llm import LLM
 from results import Comparison, Measured, figure
 from turns import CALM, Turns, take_turns
+from versus_llamacpp import MEMORY_TITLE, START_TITLE
 from worker import Worker
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -127,8 +128,16 @@ def test_lines_that_are_measured_anew_replace_the_old_ones() -> None:
     both = old.with_lines_of(new)
     assert [line.title for line in both.lines] == [line.title for line in old.lines] and both.lines[1] == text
     assert both.limits == LIMITS and both.read_spread == (27.0, 30.0)
+    memory = comparison(lines=old.lines[2:], limits={**LIMITS, "read_gbps": 99.0}, read_spread=(1.0, 99.0))
+    assert old.with_lines_of(memory) == old
     with pytest.raises(ValueError, match="cannot be mixed"):
         old.with_lines_of(comparison(threads=3))
+
+
+def test_disturbed_lines_are_not_published() -> None:
+    disturbed = Measured("1B Q4_K_M: text", "tokens/s", Turns((36.0,), (5.0,), 0.6), 38.0, "flash attention on")
+    old = comparison()
+    assert publish.calm(comparison(lines=[*old.lines, disturbed])) == (old, ["1B Q4_K_M: text"])
 
 
 def test_table_states_medians_ratios_spread_and_limits() -> None:
@@ -171,8 +180,10 @@ def test_published_pages_are_those_of_the_stored_results() -> None:
     assert publish.page(text, results) == text, "run benchmarks/publish.py"
     assert publish.PICTURE.read_text(encoding="utf-8") == publish.shown(results).as_svg(), "run benchmarks/publish.py"
     assert all(name == result.name for name, result in results.items())
-    titles = {line.title for line in publish.shown(results).lines}
-    assert {line.title for line in LINES} <= titles and len(titles) == len(LINES) + 2
+    known = {line.title for line in (*LINES, *LARGE_LINES)} | {MEMORY_TITLE, START_TITLE}
+    for result in results.values():
+        assert result.lines and (result.rival != "llama.cpp" or {line.title for line in result.lines} <= known)
+        assert publish.calm(result) == (result, [])
     assert "docs/speed.svg" in (publish.ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -274,6 +285,7 @@ def test_paper_model_gives_what_was_measured_and_grows() -> None:
     prompts = [float(row[4].split("·")[1].replace(",", "")) for row in rows]
     assert prompts == sorted(prompts) and len(rows) == 5
     assert texts[0] < texts[1] < texts[3] < texts[2] < texts[4]  # more cores at the same memory only wait longer
+    assert "prompt of 512" in scaling.as_markdown(comparison(lines=result.lines[1:]))
     load = scaling.load_of(synthetic.SHAPES["1B"])
     assert load.bytes == pytest.approx(803.6e6 - 8e6, rel=0.01)  # the file, less its tokens
     large = scaling.load_of(synthetic.SHAPES["8B"])
