@@ -190,13 +190,14 @@ class Preparation:
         )
 
     def root(self, ids: Sequence[int]) -> TextContext:
-        """A context that goes on as long as it may: what others fork from."""
+        """A context that goes on as long as it may, after all others: what they fork from."""
         params = SamplingParams(temperature=0, ignore_eos=True, detokenize=False)
         return TextContext(
             tokens=TokenBuffer(np.array(ids, dtype=np.int64)),
             max_length=self._loaded.max_model_len,
             sampling_params=params,
             vocab_size=self.vocab_size,
+            priority=1,
         )
 
     def reading(self, ids: Sequence[int], reader: PromptReader) -> TextContext:

@@ -62,7 +62,8 @@ class ReadsPrompts(ABC):
         """
         place = self._layer(layer)
         readers = self._read_prompts(prompts, lambda: PoolingReader(pooling, place))
-        return np.stack([reader.vector(normalize) for reader in readers])
+        vectors = [reader.vector(normalize) for reader in readers]
+        return np.stack(vectors) if vectors else np.zeros((0, self.model.config.hidden_size), np.float32)
 
     def encode(
         self, prompts: Prompt | Sequence[Prompt], *, layers: Sequence[int] = (-1,)
