@@ -15,8 +15,9 @@ import numpy as np
 from puna.entrypoints.answer import Answer
 from puna.entrypoints.loading import LoadedModel
 from puna.errors import InvalidRequestError, UnsupportedModelError
-from puna.pipelines.context import EOSTracker, PromptReader, TextContext, TokenBuffer
+from puna.pipelines.context import EOSTracker, TextContext, TokenBuffer
 from puna.pipelines.prompt_reading import LogprobReader
+from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.request import GenerateRequest
 from puna.pipelines.sampling_params import SamplingParams
 from puna.tokenization import Tokenizer

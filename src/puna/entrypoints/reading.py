@@ -14,8 +14,8 @@ from puna.entrypoints.loop_driver import LoopDriver
 from puna.entrypoints.outputs import ChoiceScore
 from puna.entrypoints.preparation import Preparation, Prompt, as_requests
 from puna.errors import InvalidRequestError
-from puna.pipelines.context import PromptReader
 from puna.pipelines.prompt_reading import HiddenStateReader, LogitReader, LogprobReader, Pooling, PoolingReader
+from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.sampling_params import SamplingParams
 
 __all__ = ["ReadsPrompts"]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from puna.errors import PunaError
-from puna.pipelines.context import LogProbabilities, PromptReader, TextContext
+from puna.pipelines.context import LogProbabilities, TextContext
 from puna.pipelines.kv_cache import BlockCounts, CacheRow, StoreCounts
+from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.request import RequestID
 from puna.pipelines.sampling import SampledTokens, SamplingRow
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from puna.errors import InvalidRequestError
+from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.request import RequestID, new_request_id
 from puna.pipelines.sampling_params import SamplingParams
 from puna.pipelines.tokens import TokenBuffer, ends_in_repetition
@@ -23,8 +24,6 @@ __all__ = [
     "GenerationStatus",
     "LogProbabilities",
     "MirostatState",
-    "PromptReader",
-    "PromptRows",
     "TextContext",
     "TextGenerationInputs",
     "TextGenerationOutput",
@@ -135,47 +134,6 @@ class MirostatState:
         """Takes in what the token before the position told."""
         self._mu[choice, position] = mu
         self._mu.pop((choice, position - 2), None)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRows:
-    """What a step computed for the tokens of a prompt that it read.
-
-    Attributes:
-        position: Where the first of them stands in the prompt.
-        logits: float32 `[n, V]`, or None where the reader needs none.
-        layers: Layer -> its outputs, float32 `[n, H]`, for the layers that the reader names.
-    """
-
-    position: int
-    logits: npt.NDArray[np.float32] | None
-    layers: Mapping[int, npt.NDArray[np.float32]]
-
-
-class PromptReader(Protocol):
-    """Looks at what the model computed for a prompt, chunk by chunk.
-
-    After a preemption rows come again, with the same bits.
-    """
-
-    @property
-    def first_position(self) -> int:
-        """The first position that is needed; rows before it may be left out, when they are in the cache."""
-        ...
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether the logits of all rows are needed."""
-        ...
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers whose outputs are needed, from 0; the number of layers stands for the output of the last norm."""
-        ...
-
-    def read(self, rows: PromptRows) -> None:
-        """Takes the rows of a step."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from puna.errors import InvalidRequestError
 from puna.pipelines.batch import ScheduledBatch
-from puna.pipelines.context import LogProbabilities, PromptRows
+from puna.pipelines.context import LogProbabilities
 from puna.pipelines.lib.log_probabilities import token_log_probabilities
+from puna.pipelines.prompt_rows import PromptRows
 from puna.pipelines.sampling import NonFiniteLogitsError
 
 __all__ = ["HiddenStateReader", "LogitReader", "LogprobReader", "Pooling", "PoolingReader", "hand_out_rows"]
