@@ -201,6 +201,11 @@ extern const KernelTable kTable;
 }
 namespace amx {
 extern const KernelTable kTable;
+// Whether the tile instructions give what they should; in a thread that flushes subnormals, on a machine that has them.
+bool tiles_work();
+}
+namespace amx_emulated {  // in builds for tests: amx with its tiles emulated
+extern const KernelTable kTable;
 }
 namespace neon {
 extern const KernelTable kTable;

@@ -1,9 +1,11 @@
 #include "variants.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 
 #include "cpu_features.h"
+#include "thread_pool.h"
 
 namespace puna {
 namespace {
@@ -14,12 +16,29 @@ struct Variant {
   const char* needs;
 };
 
+#if defined(__x86_64__)
+// Tried once: a processor or a hypervisor whose tiles are wrong must not give wrong text.
+bool has_working_tiles() {
+  static const bool works = [] {
+    const FlushSubnormals flush;
+    if (amx::tiles_work()) return true;
+    std::fprintf(stderr, "puna: warning: this machine's AMX instructions give wrong results; using AVX-512 instead\n");
+    return false;
+  }();
+  return works;
+}
+#endif
+
 constexpr Variant kVariants[] = {
     {&scalar::kTable, [](const CpuFeatures&) { return true; }, "nothing"},
 #if defined(__x86_64__)
+#ifdef PUNA_HAS_EMULATED_TILES
+    {&amx_emulated::kTable, [](const CpuFeatures& cpu) { return cpu.avx512; }, "AVX-512 F, BW, DQ, VL and VNNI"},
+#endif
     {&avx2::kTable, [](const CpuFeatures& cpu) { return cpu.avx2; }, "AVX2, FMA and F16C"},
     {&avx512::kTable, [](const CpuFeatures& cpu) { return cpu.avx512; }, "AVX-512 F, BW, DQ, VL and VNNI"},
-    {&amx::kTable, [](const CpuFeatures& cpu) { return cpu.amx; }, "AMX (tile, int8, bf16) and AVX-512"},
+    {&amx::kTable, [](const CpuFeatures& cpu) { return cpu.amx && has_working_tiles(); },
+     "AMX (tile, int8, bf16) that works, and AVX-512"},
 #else
     {&neon::kTable, [](const CpuFeatures& cpu) { return cpu.neon_dotprod; }, "NEON with fp16 and dot product"},
 #endif

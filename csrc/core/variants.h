@@ -8,7 +8,8 @@
 
 namespace puna {
 
-// Names of the variants in this build, slowest first: "scalar", then "avx2", "avx512", "amx", or "neon".
+// Names of the variants in this build, slowest first: "scalar", then "avx2", "avx512", "amx", or "neon". Builds
+// for tests have "amx_emulated" behind "scalar".
 std::vector<std::string> compiled_variants();
 
 // Those among them that the processor and the operating system support.

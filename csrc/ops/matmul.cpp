@@ -24,27 +24,43 @@ void finish_tile(const MatmulArgs& args, int64_t panel, int64_t first_row, int64
 
 void matmul(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end, float* scratch) {
   switch (args.kernel) {
+    case Kernel::bf16:
+#ifdef PUNA_HAS_TILES
+      tiled_bf16_product(args, panel_begin, panel_end, scratch);
+      return;
+#endif
     case Kernel::stored:
     case Kernel::f32:
     case Kernel::f16:
-    case Kernel::bf16:
     case Kernel::bf16_exact:
       float_product(args, panel_begin, panel_end, scratch);
       return;
     default:
+#ifdef PUNA_HAS_TILES
+      if (takes_tiles(args)) {
+        tiled_integer_product(args, panel_begin, panel_end, scratch);
+        return;
+      }
+#endif
       integer_product(args, panel_begin, panel_end);
   }
 }
 
 int64_t matmul_scratch_floats(const MatmulArgs& args) {
   switch (args.kernel) {
+    case Kernel::bf16:
+#ifdef PUNA_HAS_TILES
+      return tiled_scratch_floats(args);
+#endif
     case Kernel::stored:
     case Kernel::f32:
     case Kernel::f16:
-    case Kernel::bf16:
     case Kernel::bf16_exact:
       return float_scratch_floats(args);
     default:
+#ifdef PUNA_HAS_TILES
+      if (takes_tiles(args)) return tiled_scratch_floats(args);
+#endif
       return 0;
   }
 }

@@ -37,6 +37,19 @@ void integer_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_
 void float_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end, float* scratch);
 int64_t float_scratch_floats(const MatmulArgs& args);
 
+// acc[r] = acc[2r] + acc[2r + 1], for `rows` pairs: the two terms of rows.
+void add_pairs(float* acc, int64_t rows);
+// A row of x as bfloat16, rounded to nearest even, and zeros up to `floats` pairs.
+void round_to_pairs(const float* x, int64_t cols, float* pairs, int64_t floats);
+
+#ifdef PUNA_HAS_TILES
+// With few rows, integer formats do not gain from tiles. BF16 always takes them: they have an order of their own.
+bool takes_tiles(const MatmulArgs& args);
+int64_t tiled_scratch_floats(const MatmulArgs& args);
+void tiled_integer_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end, float* scratch);
+void tiled_bf16_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end, float* scratch);
+#endif
+
 // Bias, clip, multiplier and residual: acc[rows][16] of a panel, for rows first_row …, into args.out.
 void finish_tile(const MatmulArgs& args, int64_t panel, int64_t first_row, int64_t rows, const float* acc);
 

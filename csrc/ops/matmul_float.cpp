@@ -202,16 +202,14 @@ int64_t chunk_rows(const MatmulArgs& args, Rounding rounding) {
   return args.m < most ? args.m : most;
 }
 
-// One row, with zeros for what fills it up to pairs.
-void round_row(const float* x, int64_t cols, Rounding rounding, float* out) {
+// One row of floats rounded to bfloat16, with a zero for what fills it up to pairs.
+void round_to_floats(const float* x, int64_t cols, float* out) {
   for (int64_t k = 0; k < cols; k += kPanelRows) {
-    const f32x16 values = cols - k < kPanelRows ? load_n(x + k, static_cast<int>(cols - k)) : load(x + k);
     uint16_t rounded[kPanelRows];
-    store_bf16(rounded, values);
-    if (rounding == Rounding::to_pairs) memcpy(out + k / 2, rounded, sizeof rounded);
-    else store(out + k, load_bf16(rounded));
+    store_bf16(rounded, cols - k < kPanelRows ? load_n(x + k, static_cast<int>(cols - k)) : load(x + k));
+    store(out + k, load_bf16(rounded));
   }
-  if (rounding == Rounding::to_float && cols % kPanelRows == 0) out[cols] = 0.0f;
+  if (cols % kPanelRows == 0) out[cols] = 0.0f;
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------
@@ -251,7 +249,10 @@ void panel_product(const MatmulArgs& args, const FloatTiles& tiles, int64_t pane
     if (rounding != Rounding::none) {
       x = {scratch, rounded_floats(args, rounding), even_cols};
       for (int64_t row = first; row < last; ++row) {
-        round_row(args.x + row * args.ldx, args.cols, rounding, scratch + (row - first) * x.ld);
+        const float* from = args.x + row * args.ldx;
+        float* to = scratch + (row - first) * x.ld;
+        if (rounding == Rounding::to_pairs) round_to_pairs(from, args.cols, to, x.ld);
+        else round_to_floats(from, args.cols, to);
       }
     }
     for (int64_t panel = panel_begin; panel < panel_end;) {
@@ -284,6 +285,16 @@ void dequantize_panel(const MatmulArgs& args, int64_t panel, float* weights) {
 }
 
 }  // namespace
+
+void round_to_pairs(const float* x, int64_t cols, float* pairs, int64_t floats) {
+  int64_t k = 0;
+  for (; k < cols; k += kPanelRows) {
+    uint16_t rounded[kPanelRows];
+    store_bf16(rounded, cols - k < kPanelRows ? load_n(x + k, static_cast<int>(cols - k)) : load(x + k));
+    memcpy(pairs + k / 2, rounded, sizeof rounded);
+  }
+  if (k / 2 < floats) memset(pairs + k / 2, 0, static_cast<size_t>(floats - k / 2) * sizeof(float));
+}
 
 int64_t float_scratch_floats(const MatmulArgs& args) {
   if (args.kernel == Kernel::stored) return args.cols * kPanelRows;

@@ -42,15 +42,14 @@ IntegerKernel integer_kernel(Kernel kernel) {
   }
 }
 
-// acc[r] = acc[2r] + acc[2r + 1], for `rows` pairs.
+}  // namespace
+
 void add_pairs(float* acc, int64_t rows) {
   for (int64_t row = 0; row < rows; ++row) {
     const float* pair = acc + 2 * kPanelRows * row;
     store(acc + kPanelRows * row, add(load(pair), load(pair + kPanelRows)));
   }
 }
-
-}  // namespace
 
 void integer_product(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) {
   const IntegerKernel kernel = integer_kernel(args.kernel);

@@ -1,4 +1,7 @@
-// AMX machines: the vocabulary is AVX-512's. The tile products will be added beside it.
+// AMX machines: AVX-512's vectors, and tiles. With PUNA_EMULATED_TILES the tiles are emulated.
 #pragma once
 
 #include "avx512.h"
+#include "tiles.h"
+
+#define PUNA_HAS_TILES

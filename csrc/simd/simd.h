@@ -25,7 +25,11 @@
 #endif
 
 #if defined(PUNA_VARIANT_AMX)
+#ifdef PUNA_EMULATED_TILES
+#define PUNA_NS amx_emulated
+#else
 #define PUNA_NS amx
+#endif
 #include "amx.h"
 #elif defined(PUNA_VARIANT_AVX512)
 #define PUNA_NS avx512

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <string_view>
 
 #include "compare.h"
 #include "core/cpu_features.h"
@@ -239,14 +240,16 @@ bool check_quantize(const Call& call, const KernelTable& kernels) {
 bool check_matmul(const Call& call, const KernelTable& kernels) {
   const Matrix matrix(call);
   if (!matrix.is_lossless(call.where())) return false;
-  const std::vector<float> x = call.floats("x"), recorded = call.floats("out");
+  const bool has_tiles = std::string_view(kernels.name).starts_with("amx");
+  const std::vector<float> x = call.floats("x");
+  const std::vector<float> recorded = call.floats(has_tiles && call.has("out_on_tiles") ? "out_on_tiles" : "out");
   const std::vector<float> residual = call.has("residual") ? call.floats("residual") : std::vector<float>{};
   const Product product{call, kernels, matrix, x, residual, recorded};
   const int64_t m = static_cast<int64_t>(x.size()) / matrix.cols;
 
   // Every width of tile and every rest, from the beginning and from elsewhere.
   bool is_good = true;
-  for (const int64_t count : {1, 2, 3, 5, 8, 9, 17}) {
+  for (const int64_t count : {1, 2, 3, 5, 8, 9, 17, 24, 25, 33, 50}) {
     if (count > m) break;
     const int64_t last = m - count;
     if (residual.empty()) {

@@ -47,16 +47,16 @@ bool replay_variant(const std::vector<Case>& cases, const std::string& variant) 
     for (const Words& words : recorded.calls) {
       const Call call(recorded, words);
       const bool is_good = run_call(call, kernels);
-      if (!is_good) std::printf("%-7s FAILED: %s\n", variant.c_str(), call.where().c_str());
+      if (!is_good) std::printf("%-12s FAILED: %s\n", variant.c_str(), call.where().c_str());
       calls.add(is_good);
     }
     if (!recorded.calls.empty()) continue;
     bool is_good = true;
     for (const int threads : kThreads) is_good &= run_program(recorded, kernels, threads);
-    if (!is_good) std::printf("%-7s FAILED: %s\n", variant.c_str(), recorded.name.c_str());
+    if (!is_good) std::printf("%-12s FAILED: %s\n", variant.c_str(), recorded.name.c_str());
     programs.add(is_good);
   }
-  std::printf("%-7s kernel calls %d of %d, programs %d of %d have the recorded bits\n", variant.c_str(), calls.good,
+  std::printf("%-12s kernel calls %d of %d, programs %d of %d have the recorded bits\n", variant.c_str(), calls.good,
               calls.all, programs.good, programs.all);
   return calls.good == calls.all && programs.good == programs.all;
 }
@@ -77,7 +77,7 @@ int replay_all(const std::string& directory, std::vector<std::string> variants) 
   bool is_good = true;
   for (const std::string& variant : variants) {
     if (std::find(supported.begin(), supported.end(), variant) == supported.end()) {
-      std::printf("%-7s not run: this machine does not have it\n", variant.c_str());
+      std::printf("%-12s not run: this machine does not have it\n", variant.c_str());
       continue;
     }
     is_good &= replay_variant(cases, variant);

@@ -77,11 +77,17 @@ def matmul_call(name: str, format: str, data: Array, x: Array, **options: Any) -
     ends = {"bias": options.get("bias"), "residual": options.get("residual")}
     ends |= {"clip": options.get("clip", 0.0), "multiplier": options.get("multiplier", 1.0)}
     with np.errstate(all="ignore"):
-        out = kernel_truth.product(format, data, x, is_full=is_full, two_terms=two_terms)
-        out = kernel_truth.epilogue(out, **ends)
+        out, on_tiles = (
+            kernel_truth.epilogue(
+                kernel_truth.product(format, data, x, is_full=is_full, two_terms=two_terms, on_tiles=on_tiles), **ends
+            )
+            for on_tiles in (False, True)
+        )
     flags = {"full": is_full, "two_terms": two_terms, "repeat": options.get("repeat", False)}
     sizes = {"format": format, "rows": len(data), "cols": x.shape[1]}
     given = {key: value for key, value in ends.items() if value is not None}
+    if format == "BF16" and not is_full:
+        given["out_on_tiles"] = on_tiles
     return Call("matmul", {"name": name, **sizes, **flags, **given, "weights": data, "x": x, "out": out})
 
 
@@ -107,6 +113,13 @@ def format_calls() -> list[Call]:
     for format, cols in (("Q4_0", 64), ("Q8_0", 64), ("Q6_K", 256)):  # a pair of panels, and one more
         data = ggml_blocks.random_blocks(np.random.default_rng(44), format, 35, cols)
         calls.append(matmul_call(f"{format}_35x{cols}", format, data, random_rows(ROWS, cols, 45)))
+    for cols in (96, 549):  # whole steps of 32, and a rest; more rows than two tiles of them
+        data = ggml_blocks.random_blocks(np.random.default_rng(44), "BF16", 85, cols)
+        calls.append(matmul_call(f"BF16_85x{cols}", "BF16", data, random_rows(50, cols, 45), repeat=cols == 96))
+    for format in ggml_blocks.INTEGER_FORMATS:  # more rows than a tile of sixteen and what is left over without one
+        cols = {32: 96, 64: 192}.get(ggml_blocks.block_shape(format)[0], 512)
+        data = ggml_blocks.random_blocks(np.random.default_rng(44), format, 19, cols)
+        calls.append(matmul_call(f"{format}_50_rows", format, data, random_rows(50, cols, 45)))
     for format in ggml_blocks.FLOAT_FORMATS:  # several panels at once, where there are one or two rows
         data = ggml_blocks.random_blocks(np.random.default_rng(44), format, 85, 40)
         calls.extend(matmul_call(f"{n}_85x40", format, data, random_rows(9, 40, 45), **m) for n, m in modes(format))

@@ -89,6 +89,17 @@ def bf16_product(weights: Floats, x: Floats) -> Floats:
     return _chain(np.pad(weights, pad), rounded, [k ^ 1 for k in range(rounded.shape[1])])
 
 
+def bf16_tile_product(weights: Floats, x: Floats) -> Floats:
+    """As tiles add (csrc/simd/tiles.h): 32 k at a time, the even and the odd ones from 0, then both to the sum."""
+    pad = ((0, 0), (0, -x.shape[1] % 32))
+    rounded, weights = np.pad(x.astype(ml_dtypes.bfloat16).astype(np.float32), pad), np.pad(weights, pad)
+    acc = np.zeros((len(x), len(weights)), np.float32)
+    for k in range(0, rounded.shape[1], 32):
+        even, odd = (_chain(weights, rounded, range(k + first, k + 32, 2)) for first in (0, 1))
+        acc = flush(acc + flush(even + odd))
+    return acc
+
+
 def _chain(weights: Floats, x: Floats, order: Iterable[int]) -> Floats:
     acc = np.zeros((len(x), len(weights)), np.float32)
     for k in order:
@@ -112,10 +123,11 @@ def integer_product(format: str, data: Array, x: Floats) -> Floats:
     return acc
 
 
-def product(format: str, data: Array, x: Floats, *, is_full: bool, two_terms: bool) -> Floats:
-    """Stored rows times rows of x."""
+def product(format: str, data: Array, x: Floats, *, is_full: bool, two_terms: bool, on_tiles: bool = False) -> Floats:
+    """Stored rows times rows of x; `on_tiles`: as the amx variant multiplies bfloat16."""
     if format == "BF16" and not is_full:
-        return bf16_product(ggml_blocks.dequantized(format, data, x.shape[1]), x)
+        weights = ggml_blocks.dequantized(format, data, x.shape[1])
+        return bf16_tile_product(weights, x) if on_tiles else bf16_product(weights, x)
     if format not in ggml_blocks.INTEGER_FORMATS or is_full:
         return float_product(ggml_blocks.dequantized(format, data, x.shape[1]), x)
     first = integer_product(format, data, x)

@@ -265,7 +265,7 @@ def _with(write: Callable[..., None], **options: Any) -> Callable[[str, Path], N
 
 PROGRAMS: dict[str, Callable[[str, Path], None]] = {
     "program_products_coded": _with(write_products, formats=("Q4_K", "Q6_K", "Q8_0")),
-    "program_products_float": _with(write_products, formats=("BF16", "IQ3_S", "F32")),
+    "program_products_float": _with(write_products, formats=("F16", "IQ3_S", "F32")),
     "program_products_exact": _with(write_products, formats=("Q4_0", "Q5_K"), precision="float32"),
     "program_products_joined": write_joined_product,
     "program_rows": write_rows,

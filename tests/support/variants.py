@@ -15,3 +15,8 @@ VARIANTS = [
     )
     for variant in _native.compiled_variants()
 ]
+
+
+def is_on_tiles(variant: str, format: str) -> bool:
+    """Whether a variant multiplies BF16 weights in an order of its own, as docs/numerics.md says of amx."""
+    return variant == "amx" and format == "BF16"
