@@ -83,7 +83,7 @@ void execute(Program& program, nb::object inputs, nb::sequence outputs, nb::hand
   Inputs by_name;
   std::vector<ArrayView> targets;
   for_items(inputs, "inputs", [&](const std::string& name, const nb::object& value) {
-    const Access access = name == "kv_blocks" ? Access::write : Access::read;
+    const Access access = name == "kv_blocks" || name == "kv_scales" ? Access::write : Access::read;
     by_name.emplace(name, held.emplace_back(value, "input '" + name + "'", access).view());
   });
   for (nb::handle output : outputs) {

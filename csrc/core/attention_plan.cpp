@@ -5,11 +5,16 @@
 namespace puna {
 namespace {
 
-constexpr int64_t kQueriesPerTile = 32;  // for each key that is read, where there are several rows
-constexpr int64_t kPiecesPerThread = 3;  // at least, before single rows take several heads at once
+// Pieces for each thread, at least, where the work can be divided into so many: threads end together although pieces
+// differ in size.
+constexpr int64_t kPiecesPerThread = 4;
 
 int64_t first_seen(const AttentionShape& shape, int64_t position) {
   return shape.window > 0 ? std::max<int64_t>(0, position + 1 - shape.window) : 0;
+}
+
+int64_t size_of(const AttentionTile& tile) {
+  return tile.rows * (tile.kv_head_end - tile.kv_head_begin) * (tile.split_end - tile.split_begin);
 }
 
 }  // namespace
@@ -24,30 +29,33 @@ void AttentionPlan::build(const AttentionShape& shape_, std::span<const uint32_t
   combined_offset.clear();
   state_floats = pairs = positions_read = 0;
   const int64_t group = shape.num_heads / shape.num_kv_heads;
-  const int64_t tile_rows = std::max<int64_t>(1, kQueriesPerTile / group);
+  const int64_t tile_rows = std::max<int64_t>(1, kAttentionQueries / group);
   const int64_t requests = static_cast<int64_t>(cache_lengths.size());
+  const int64_t pieces = kPiecesPerThread * threads;
   const auto tokens_of = [&](int64_t request) {
     return int64_t{offsets[static_cast<size_t>(request) + 1]} - offsets[static_cast<size_t>(request)];
   };
-
-  // Pieces of work if every tile had one KV head; and of them, those of single rows.
-  int64_t tiles = 0, single_units = 0;
   const auto splits_seen = [&](int64_t begin, int64_t end) {
     return (end + kAttentionSplit - 1) / kAttentionSplit - begin / kAttentionSplit;
   };
+
+  // Positions that all rows see; pieces of work if single rows were divided as far as they can be.
+  int64_t work = 0, single_pieces = 0;
   for (int64_t request = 0; request < requests; ++request) {
     const int64_t tokens = tokens_of(request), cached = cache_lengths[static_cast<size_t>(request)];
-    tiles += (tokens + tile_rows - 1) / tile_rows * shape.num_kv_heads;
-    if (tokens == 1) single_units += splits_seen(first_seen(shape, cached), cached + 1) * shape.num_kv_heads;
+    for (int64_t row = 0; row < tokens; ++row) work += cached + row + 1 - first_seen(shape, cached + row);
+    if (tokens == 1) single_pieces += splits_seen(first_seen(shape, cached), cached + 1) * shape.num_kv_heads;
   }
-  const bool has_few = threads > 1 && tiles < 4 * threads;
+  pairs = work * shape.num_heads;
   // The heads of a position lie next to each other: a single row reads as many of them at once as leave work for all.
-  const int64_t most_heads = std::clamp<int64_t>(single_units / (kPiecesPerThread * threads), 1, shape.num_kv_heads);
+  const int64_t most_heads = threads == 1 ? shape.num_kv_heads
+                                          : std::clamp<int64_t>(single_pieces / pieces, 1, shape.num_kv_heads);
+  const int64_t head_parts = (shape.num_kv_heads + most_heads - 1) / most_heads;
 
   for (int64_t request = 0; request < requests; ++request) {
     const int64_t tokens = tokens_of(request), cached = cache_lengths[static_cast<size_t>(request)];
     const int64_t first_row = offsets[static_cast<size_t>(request)];
-    const int64_t heads = tokens == 1 ? most_heads : 1;
+    const int64_t parts = tokens == 1 ? head_parts : shape.num_kv_heads;
     for (int64_t row = 0; row < tokens; row += tile_rows) {
       AttentionTile tile = {};
       tile.first_row = first_row + row;
@@ -57,14 +65,13 @@ void AttentionPlan::build(const AttentionShape& shape_, std::span<const uint32_t
       const int64_t begin = first_seen(shape, tile.position), end = tile.position + tile.rows;
       tile.split_begin = begin / kAttentionSplit;
       tile.split_end = tile.split_begin + splits_seen(begin, end);
-      for (int64_t i = 0; i < tile.rows; ++i) {
-        pairs += shape.num_heads * (tile.position + i + 1 - first_seen(shape, tile.position + i));
-      }
       positions_read += end - begin;
-      for (int64_t head = 0; head < shape.num_kv_heads; head += heads) {
-        tile.kv_head_begin = head;
-        tile.kv_head_end = std::min(head + heads, shape.num_kv_heads);
-        if (has_few && tile.split_end - tile.split_begin > 1) {
+      for (int64_t part = 0; part < parts; ++part) {
+        tile.kv_head_begin = shape.num_kv_heads * part / parts;
+        tile.kv_head_end = shape.num_kv_heads * (part + 1) / parts;
+        const int64_t heads = tile.kv_head_end - tile.kv_head_begin;
+        const bool is_large = tile.rows * (end - begin) * heads * pieces > work * shape.num_kv_heads;
+        if (threads > 1 && is_large && tile.split_end - tile.split_begin > 1) {
           add_splits(tile);
         } else {
           whole.push_back(tile);
@@ -74,7 +81,7 @@ void AttentionPlan::build(const AttentionShape& shape_, std::span<const uint32_t
   }
   // Long pieces first, so that threads end together.
   std::stable_sort(whole.begin(), whole.end(), [](const AttentionTile& a, const AttentionTile& b) {
-    return a.rows * (a.split_end - a.split_begin) > b.rows * (b.split_end - b.split_begin);
+    return size_of(a) > size_of(b);
   });
 }
 

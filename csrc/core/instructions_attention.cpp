@@ -19,7 +19,10 @@ void need_cache(Needs& needs, int64_t layer, int64_t num_kv_heads, int64_t head_
   needs.layers = std::max(needs.layers, layer + 1);
 }
 
-int64_t kv_bytes(const KvView& kv) { return kv.type == KvType::f32 ? 4 : 2; }
+// Bytes of the keys (or values) of one head at one position.
+int64_t head_bytes(const KvView& kv, int64_t head_dim) {
+  return head_dim * kv_element_bytes(kv.type) + (kv.type == KvType::i8 ? kFloat : 0);
+}
 
 class RopeAngles final : public Instruction {
  public:
@@ -93,7 +96,7 @@ class RopeKv final : public Instruction {
 
   Cost cost(const Step& step, const Frame& frame) const override {
     const int64_t q_width = num_heads_ * head_dim_, kv_width = num_kv_heads_ * head_dim_;
-    const int64_t stored = 2 * kv_width * kv_bytes(step.kv(frame.layer + layer_));
+    const int64_t stored = 2 * num_kv_heads_ * head_bytes(step.kv(frame.layer + layer_), head_dim_);
     return {step.T * ((2 * q_width + 2 * kv_width + rot_dim_) * kFloat + stored),
             step.T * (num_heads_ + num_kv_heads_) * rot_dim_ * 3};
   }
@@ -156,7 +159,7 @@ class Attention final : public Instruction {
 
   Cost cost(const Step& step, const Frame& frame) const override {
     const AttentionPlan& plan = step.plan(shape_);
-    const int64_t kv_row = shape_.num_kv_heads * shape_.head_dim * kv_bytes(step.kv(frame.layer + layer_));
+    const int64_t kv_row = shape_.num_kv_heads * head_bytes(step.kv(frame.layer + layer_), shape_.head_dim);
     return {2 * plan.positions_read * kv_row + 2 * step.T * shape_.num_heads * shape_.head_dim * kFloat,
             4 * plan.pairs * shape_.head_dim};
   }

@@ -94,17 +94,22 @@ struct ClampArgs {
   float limit;
 };
 
-enum class KvType : uint8_t { f32, f16, bf16 };
+// The most elements of a head, and so the most that are rotated; more would overflow sums of int8 attention.
+inline constexpr int64_t kMaxHeadDim = 1024;
 
-// The keys and values of one layer. Position p of request b is slot p % page_size of page table[b * table_stride +
-// p / page_size]; its `num_kv_heads * head_dim` keys begin at
-// keys + (page * page_stride + slot * slot_stride) elements.
+enum class KvType : uint8_t { f32, f16, bf16, i8 };
+
+constexpr int64_t kv_element_bytes(KvType type) { return type == KvType::f32 ? 4 : type == KvType::i8 ? 1 : 2; }
+
+// The keys and values of one layer, in rows of one position with all its KV heads, `num_kv_heads * head_dim` elements.
+// Position p of request b is row page * page_rows + p % page_size, page = table[b * table_stride + p / page_size].
 struct KvView {
-  uint8_t* keys;
+  uint8_t* keys;             // of row 0
   uint8_t* values;
+  float* key_scales;         // [rows, num_kv_heads] of an int8 cache: element = code * scale
+  float* value_scales;
   KvType type;
-  int64_t page_stride;       // elements between pages
-  int64_t slot_stride;       // elements between positions of a page
+  int64_t page_rows;         // rows from one page to the next
   int64_t page_size;
   const uint32_t* table;
   int64_t table_stride;
@@ -147,13 +152,16 @@ struct AttentionTile {
   int64_t split_begin, split_end;
 };
 
-// Softmax runs over blocks of 32 absolute positions, ascending, within splits of 512; the states of the splits are
+// Softmax runs over blocks of 64 absolute positions, ascending, within splits of 512; the states of the splits are
 // combined in ascending order. None of this depends on who computes what.
-inline constexpr int64_t kAttentionBlock = 32;
+inline constexpr int64_t kAttentionBlock = 64;
 inline constexpr int64_t kAttentionSplit = 512;
 
 // Queries (a row and a head) of a tile, at most: several rows of one KV head, or one row of several.
-constexpr int64_t attention_tile_queries(int64_t num_heads) { return num_heads > 32 ? num_heads : 32; }
+inline constexpr int64_t kAttentionQueries = 64;
+constexpr int64_t attention_tile_queries(int64_t num_heads) {
+  return num_heads > kAttentionQueries ? num_heads : kAttentionQueries;
+}
 // Floats of the state of one query over one split: maximum and sum (in a line of their own), then the weighted values.
 constexpr int64_t attention_state_floats(int64_t head_dim) { return 16 + (head_dim + 15) / 16 * 16; }
 

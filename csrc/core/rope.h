@@ -6,11 +6,10 @@
 #include <vector>
 
 #include "fields.h"
+#include "kernel_table.h"
 
 namespace puna {
 
-// Largest head, and so the largest number of rotated elements.
-inline constexpr int64_t kMaxHeadDim = 1024;
 
 // kind "fixed": inv_freq float32 [rot_dim / 2], attention_factor.
 // kind "longrope": short_inv_freq and long_inv_freq, original_max_position, attention_factor; the long ones for

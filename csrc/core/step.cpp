@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t kMaxTokens = int64_t{1} << 24;
 
 constexpr const char* kInputNames[] = {"tokens",        "input_row_offsets", "return_n_logits", "kv_blocks",
-                                       "cache_lengths", "lookup_table",      "max_lengths",     "request_lengths"};
+                                       "kv_scales",     "cache_lengths",     "lookup_table",    "max_lengths",
+                                       "request_lengths"};
 
 // An input that must be there, with this type and number of dimensions.
 const ArrayView& require(const Inputs& inputs, const char* name, ElementType type, size_t dimensions) {
@@ -116,14 +117,25 @@ void Step::bind_cache(const Needs& needs, const Inputs& inputs) {
   if (found == inputs.end()) invalid("input 'kv_blocks' is missing");
   kv_blocks_ = found->second;
   const ElementType type = kv_blocks_.type;
-  if (type != ElementType::f32 && type != ElementType::f16 && type != ElementType::bf16) {
-    invalid("input 'kv_blocks' must be float32, float16 or bfloat16, got ", element_name(type));
+  if (type != ElementType::f32 && type != ElementType::f16 && type != ElementType::bf16 && type != ElementType::i8) {
+    invalid("input 'kv_blocks' must be float32, float16, bfloat16 or int8, got ", element_name(type));
   }
   const std::vector<int64_t>& shape = kv_blocks_.shape;
   if (shape.size() != 6 || shape[1] != 2 || shape[2] < needs.layers || shape[3] < 1 ||
       shape[4] != needs.num_kv_heads || shape[5] != needs.head_dim) {
     invalid("input 'kv_blocks' must have the shape [pages, 2, layers >= ", needs.layers, ", page_size, ",
             needs.num_kv_heads, ", ", needs.head_dim, "], got ", shape_text(shape));
+  }
+  if (type == ElementType::i8) {
+    kv_scales_ = require(inputs, "kv_scales", ElementType::f32, 6);
+    std::vector<int64_t> expected = shape;
+    expected[5] = 1;
+    if (kv_scales_.shape != expected) {
+      invalid("input 'kv_scales' must have the shape ", shape_text(expected), ", one scale for each head of 'kv_blocks', got ",
+              shape_text(kv_scales_.shape));
+    }
+  } else if (inputs.contains("kv_scales")) {
+    invalid("input 'kv_scales' belongs to 'kv_blocks' of int8, got ", element_name(type));
   }
   const ArrayView& table = require(inputs, "lookup_table", ElementType::u32, 2);
   require_length(table, "lookup_table", B);
@@ -251,16 +263,22 @@ const AttentionPlan& Step::plan(const AttentionShape& shape) const {
 
 KvView Step::kv(int64_t layer) const {
   const std::vector<int64_t>& shape = kv_blocks_.shape;
-  const int64_t slot = shape[4] * shape[5], layer_elements = shape[3] * slot;
-  const int64_t bytes = element_bytes(kv_blocks_.type);
+  const int64_t rows = layer * shape[3], to_values = shape[2] * shape[3];  // rows: one position with all its heads
+  const int64_t row_bytes = shape[4] * shape[5] * element_bytes(kv_blocks_.type);
   KvView view = {};
-  view.keys = kv_blocks_.data + layer * layer_elements * bytes;
-  view.values = view.keys + shape[2] * layer_elements * bytes;
-  view.type = kv_blocks_.type == ElementType::f32   ? KvType::f32
-              : kv_blocks_.type == ElementType::f16 ? KvType::f16
-                                                    : KvType::bf16;
-  view.slot_stride = slot;
-  view.page_stride = 2 * shape[2] * layer_elements;
+  view.keys = kv_blocks_.data + rows * row_bytes;
+  view.values = view.keys + to_values * row_bytes;
+  switch (kv_blocks_.type) {
+    case ElementType::f32: view.type = KvType::f32; break;
+    case ElementType::f16: view.type = KvType::f16; break;
+    case ElementType::bf16: view.type = KvType::bf16; break;
+    default: view.type = KvType::i8; break;
+  }
+  if (view.type == KvType::i8) {
+    view.key_scales = kv_scales_.as<float>() + rows * shape[4];
+    view.value_scales = view.key_scales + to_values * shape[4];
+  }
+  view.page_rows = 2 * to_values;
   view.page_size = shape[3];
   view.table = table_.data();
   view.table_stride = table_stride_;

@@ -64,6 +64,7 @@ class Step {
   std::vector<uint32_t> table_;            // [B, table_stride]
   int64_t table_stride_ = 0;
   ArrayView kv_blocks_;
+  ArrayView kv_scales_;                    // of an int8 cache
   std::vector<RopeFrequencies> ropes_;
   std::vector<AttentionPlan> plans_;
 };

@@ -1,12 +1,18 @@
 // Causal attention over the paged cache.
 //
 // For each query (a row and a head), by itself: the positions it sees are walked in splits of 512 and in each of them in
-// blocks of 32, both aligned to absolute positions. Within a block
-//   s[j] = reduce_add(lanes of q·k[j]) * scale           lanes: element mod 16, ascending
-//   m'   = max(m, s), c = exp(m - m'), p[j] = exp(s[j] - m')
-//   l    = fma(l, c, reduce_add(p[0..15] + p[16..31]))   positions that are not seen count as p = 0
-//   acc  = acc * c, then fma(p[j], v[j], acc) for each seen j, ascending
+// blocks of 64, both aligned to absolute positions. Within a block
+//   s[j] = scale * the sum of q[c] * k[j][c]             one chain of fma from 0, c ascending
+//   m'   = max(m, s), f = exp(m - m'), p[j] = exp(s[j] - m')
+//   l    = fma(l, f, reduce_add((p[0..15] + p[16..31]) + (p[32..47] + p[48..63])))   p = 0 where nothing is seen
+//   acc  = acc * f, then fma(p[j], v[j], acc) for each seen j, ascending
 // and splits are combined by attention_combine. Rows share a tile only to read keys and values once for all of them.
+//
+// Of an int8 cache, k[j] = dk[j] * int8 and v[j] = dv[j] * int8, one scale for each head. Sums of integers are exact:
+//   q    = dq * int16, dq = max|q| / 16383               rounded to nearest even after multiplying by 1 / dq
+//   s[j] = (float(sum of int16 * int8) * dk[j]) * (dq * scale)
+//   w[j] = p[j] * dv[j] = dw * int16, dw = max w / 32767
+//   acc  = fma(float(sum of int16 * int8), dw, acc * f)
 #include "ops/attention_block.h"
 
 namespace puna::PUNA_NS {
@@ -17,59 +23,24 @@ PUNA_INLINE Range seen_by(const AttentionArgs& args, int64_t position) {
   return {begin, position + 1};
 }
 
-// Positions of one block, and where their keys begin in kv.keys (and values in kv.values): elements of KV head 0, by
-// place. Places that are not there have those of one that is.
-struct Block {
-  Range positions;
-  int64_t elements[kBlock];
-
-  Range places() const {
-    const int64_t begin = positions.begin / kBlock * kBlock;
-    return {positions.begin - begin, positions.end - begin};
-  }
-};
-
 void locate(const AttentionArgs& args, const AttentionTile& tile, Range positions, Block& block) {
   const KvView& kv = args.kv;
   const uint32_t* pages = kv.table + tile.request * kv.table_stride;
   block.positions = positions;
-  int64_t element = 0;
+  if (positions.is_empty()) return;
+  const int64_t row_bytes = args.num_kv_heads * args.head_dim * kv_element_bytes(kv.type);
+  int64_t row = 0;
   for (int64_t position = positions.begin; position < positions.end;) {
     const int64_t page = position / kv.page_size, page_end = (page + 1) * kv.page_size;
     const int64_t end = page_end < positions.end ? page_end : positions.end;
-    element = pages[page] * kv.page_stride + (position - page * kv.page_size) * kv.slot_stride;
-    for (; position < end; ++position, element += kv.slot_stride) block.elements[position % kBlock] = element;
-    element -= kv.slot_stride;
+    row = pages[page] * kv.page_rows + position - page * kv.page_size;
+    for (; position < end; ++position, ++row) block.rows[position % kBlock] = row;
+    --row;
   }
-  if (positions.begin >= positions.end) return;
   const Range places = block.places();
-  for (int64_t j = 0; j < places.begin; ++j) block.elements[j] = element;
-  for (int64_t j = places.end; j < kBlock; ++j) block.elements[j] = element;
-}
-
-template <KvType type>
-PUNA_INLINE f32x16 load_kv(const uint8_t* base, int64_t element, int lanes) {
-  if constexpr (type == KvType::f32) {
-    return load_lanes(reinterpret_cast<const float*>(base) + element, lanes);
-  } else {
-    const uint16_t* p = reinterpret_cast<const uint16_t*>(base) + element;
-    if constexpr (type == KvType::f16) return lanes == 16 ? load_f16(p) : load_f16_n(p, lanes);
-    return lanes == 16 ? load_bf16(p) : load_bf16_n(p, lanes);
-  }
-}
-
-// Keys and values of one KV head as float32, at their places.
-template <KvType type>
-void load_block(const AttentionArgs& args, const Shape& shape, int64_t kv_head, const Block& block,
-                const Scratch& scratch) {
-  const Range places = block.places();
-  for (int64_t j = places.begin; j < places.end; ++j) {
-    const int64_t element = block.elements[j] + kv_head * args.head_dim;
-    for_columns(args.head_dim, [&](int64_t c, int lanes) __attribute__((always_inline)) {
-      store(scratch.keys + j * shape.padded + c, load_kv<type>(args.kv.keys, element + c, lanes));
-      store(scratch.values + j * shape.padded + c, load_kv<type>(args.kv.values, element + c, lanes));
-    });
-  }
+  for (int64_t j = 0; j < places.begin; ++j) block.rows[j] = row;
+  for (int64_t j = places.end; j < kBlock; ++j) block.rows[j] = row;
+  for (int64_t j = 0; j < kBlock; ++j) block.offsets[j] = block.rows[j] * row_bytes;
 }
 
 // Queries of a tile are numbered [KV head][row][head of the group].
@@ -89,10 +60,18 @@ void load_queries(const AttentionArgs& args, const AttentionTile& tile, const Sh
   for (int64_t query = 0; query < queries_of(tile, shape); ++query) {
     const int64_t row = tile.first_row + row_of(tile, shape, query);
     const float* q = args.q + row * args.ldq + column_of(args, tile, shape, query);
-    float* target = scratch.queries + query * shape.padded;
+    float* target = scratch.operands + query * shape.padded;
     for_columns(args.head_dim, [&](int64_t c, int lanes) __attribute__((always_inline)) {
       store(target + c, load_lanes(q + c, lanes));
     });
+    scratch.operand_scale[query] = args.scale;
+    if (args.kv.type != KvType::i8) continue;
+    const Scale scale(largest_of(target, shape.padded), kQueryCodes);
+    scratch.operand_scale[query] = scale.d * args.scale;
+    int16_t codes[kMaxHeadDim];
+    for (int64_t c = 0; c < shape.padded; c += 16) store_i16(codes + c, scale.code(load(target + c)));
+    int16_t* places = reinterpret_cast<int16_t*>(target);
+    for (int64_t c = 0; c < shape.padded; ++c) memcpy(places + operand_place(c), codes + c, sizeof(int16_t));
   }
 }
 
@@ -102,96 +81,46 @@ PUNA_INLINE bool is_seen(const AttentionArgs& args, int64_t position, int64_t sp
   return seen.begin < seen.end;
 }
 
-// Asks for the lines of one KV head in the next block, a few at every call: pages lie anywhere, which no prefetcher
-// foresees, and a processor waits for few lines at once. Into the second level: rows that are a power of two apart would
-// push each other out of the first. Inline, because gcc removes calls of a function that does nothing else.
-class Ask {
- public:
-  Ask(const AttentionArgs& args, const Block& next, int64_t kv_head, int64_t calls)
-      : element_bytes_(args.kv.type == KvType::f32 ? 4 : 2),
-        row_bytes_(args.head_dim * element_bytes_),
-        keys_(args.kv.keys + kv_head * row_bytes_),
-        values_(args.kv.values + kv_head * row_bytes_),
-        elements_(next.elements),
-        each_((kBlock + calls - 1) / calls) {
-    if (next.positions.begin >= next.positions.end) return;
-    place_ = next.places().begin;
-    end_ = next.places().end;
-  }
-  [[gnu::always_inline]] void operator()() {
-    for (int64_t i = 0; i < each_ && place_ < end_; ++i, ++place_) {
-      const int64_t offset = elements_[place_] * element_bytes_;
-      for (int64_t byte = 0; byte < row_bytes_; byte += 64) {
-        __builtin_prefetch(keys_ + offset + byte, 0, 2);
-        __builtin_prefetch(values_ + offset + byte, 0, 2);
-      }
-    }
-  }
-
- private:
-  const int64_t element_bytes_, row_bytes_;
-  const uint8_t* const keys_;
-  const uint8_t* const values_;
-  const int64_t* const elements_;
-  const int64_t each_;
-  int64_t place_ = 0, end_ = 0;
-};
-
-// The queries of one KV head over one block; `first` is the number of its first query in the tile.
-template <class Rows>
-void walk_queries(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch,
-                  const Rows& keys, const Rows& values, const Block& block, int64_t first, float* states, Ask& ask) {
-  const int64_t begin = block.positions.begin / kBlock * kBlock;
-  const auto places_seen = [&](int64_t row) {
-    const Range seen = intersect(seen_by(args, tile.position + row), block.positions);
-    return Range{seen.begin - begin, seen.end - begin};
-  };
-  const auto run = [&]<int N>(int64_t query, Range seen) {
-    attend<N>(shape, scratch, keys, values, args.scale, query, seen, states + query * shape.state, ask);
-  };
-  int64_t row = 0;
-  while (row < tile.rows) {  // rows that see the same places go together
-    const Range seen = places_seen(row);
-    int64_t query = first + row * shape.group;
-    do {
-      ++row;
-    } while (row < tile.rows && places_seen(row).begin == seen.begin && places_seen(row).end == seen.end);
-    if (seen.begin >= seen.end) continue;
-    const int64_t end = first + row * shape.group;
-    for (; query + kQueries <= end; query += kQueries) run.template operator()<kQueries>(query, seen);
-    switch (end - query) {
-      case 3:
-        run.template operator()<3>(query, seen);
-        break;
-      case 2:
-        run.template operator()<2>(query, seen);
-        break;
-      case 1:
-        run.template operator()<1>(query, seen);
-        break;
-      default:
-        break;
-    }
+// The scales of one KV head at all places of a block; those of places that are not there are any.
+void load_scales(const AttentionArgs& args, int64_t kv_head, const Block& block, const Scratch& scratch) {
+  for (int64_t j = 0; j < kBlock; ++j) {
+    const int64_t index = block.rows[j] * args.num_kv_heads + kv_head;
+    scratch.key_scales[j] = args.kv.key_scales[index];
+    scratch.value_scales[j] = args.kv.value_scales[index];
   }
 }
 
-// One block of one KV head, straight from the cache for few queries, else through scratch memory.
+// One block of one KV head: straight from the cache for few queries, else through scratch memory.
 template <KvType type>
 void walk_block(const AttentionArgs& args, const AttentionTile& tile, const Shape& shape, const Scratch& scratch,
-                int64_t kv_head, const Block& block, int64_t first, float* states, Ask& ask) {
-  if constexpr (kShareLoads) {
-    if (tile.rows * shape.group <= kQueries && shape.padded == args.head_dim) {
-      constexpr int64_t kBytes = type == KvType::f32 ? 4 : 2;
-      const int64_t head = kv_head * args.head_dim * kBytes;
-      const CacheRows<type> keys = {args.kv.keys + head, block.elements};
-      const CacheRows<type> values = {args.kv.values + head, block.elements};
-      walk_queries(args, tile, shape, scratch, keys, values, block, first, states, ask);
-      return;
-    }
+                int64_t kv_head, const Block& block, const Block& next, float* states) {
+  using Word = typename Cached<type>::Word;
+  Head head;
+  head.head_dim = args.head_dim;
+  head.head_bytes = args.head_dim * Cached<type>::kBytes;
+  head.keys = args.kv.keys + kv_head * head.head_bytes;
+  head.values = args.kv.values + kv_head * head.head_bytes;
+  head.offsets = block.offsets;
+  head.next = next.positions.is_empty() ? block.offsets : next.offsets;
+  if constexpr (type == KvType::i8) load_scales(args, kv_head, block, scratch);
+
+  const int64_t count = tile.rows * shape.group, begin = block.positions.begin / kBlock * kBlock;
+  for (int64_t row = 0, n = 0; row < tile.rows; ++row) {
+    const Range positions = intersect(seen_by(args, tile.position + row), block.positions);
+    for (int64_t i = 0; i < shape.group; ++i) scratch.seen[n++] = {positions.begin - begin, positions.end - begin};
   }
-  load_block<type>(args, shape, kv_head, block, scratch);
-  const ScratchRows keys = {scratch.keys, shape.padded}, values = {scratch.values, shape.padded};
-  walk_queries(args, tile, shape, scratch, keys, values, block, first, states, ask);
+  if (count <= kTileQueries && shape.padded == args.head_dim) {
+    attend<type, false>(shape, scratch, head, scratch.seen, count, states);
+    return;
+  }
+  copy_keys<type>(head, block.places(), reinterpret_cast<Word*>(scratch.keys));
+  copy_values<type>(head, block.places(), shape.padded, reinterpret_cast<Word*>(scratch.values));
+  attend<type, true>(shape, scratch, head, scratch.seen, count, states);
+}
+
+// The block at a position, as far as the tile sees it; none past its end.
+void next_block(const AttentionArgs& args, const AttentionTile& tile, int64_t begin, Range of_tile, Block& block) {
+  locate(args, tile, intersect({begin, begin + kBlock}, of_tile), block);
 }
 
 // The states of all queries of the tile over one split.
@@ -202,31 +131,29 @@ void walk_split(const AttentionArgs& args, const AttentionTile& tile, const Shap
     for (int64_t i = 0; i < shape.state; i += 16) store(state + i, zero());
     state[0] = -__builtin_inff();
   }
-  const Range of_split = {split * kAttentionSplit, (split + 1) * kAttentionSplit};
-  const Range of_tile = intersect(
-      {seen_by(args, tile.position).begin, seen_by(args, tile.position + tile.rows - 1).end}, of_split);
-  const int64_t queries = tile.rows * shape.group;
-  const int64_t calls = 8 * (kShareLoads ? (queries + kQueries - 1) / kQueries : queries);
+  const Range of_tile = {seen_by(args, tile.position).begin, seen_by(args, tile.position + tile.rows - 1).end};
+  const Range of_split = intersect(of_tile, {split * kAttentionSplit, (split + 1) * kAttentionSplit});
+  // What is read next lies in the next split where this tile goes on there.
+  const int64_t ahead = of_tile.end < tile.split_end * kAttentionSplit ? of_tile.end : tile.split_end * kAttentionSplit;
   Block blocks[2];
-  int64_t begin = of_tile.begin / kBlock * kBlock;
-  locate(args, tile, intersect({begin, begin + kBlock}, of_tile), blocks[0]);
-  for (int now = 0; begin < of_tile.end; begin += kBlock, now = 1 - now) {
-    const Block& block = blocks[now];
-    Block& next = blocks[1 - now];
-    locate(args, tile, intersect({begin + kBlock, begin + 2 * kBlock}, of_tile), next);
+  int64_t begin = of_split.begin / kBlock * kBlock;
+  next_block(args, tile, begin, of_split, blocks[0]);
+  for (int now = 0; begin < of_split.end; begin += kBlock, now = 1 - now) {
+    next_block(args, tile, begin + kBlock, {of_tile.begin, ahead}, blocks[1 - now]);
     for (int64_t kv_head = tile.kv_head_begin; kv_head < tile.kv_head_end; ++kv_head) {
-      const int64_t first = (kv_head - tile.kv_head_begin) * queries;
-      Ask ask(args, next, kv_head, calls);
+      const int64_t first = (kv_head - tile.kv_head_begin) * tile.rows * shape.group;
+      Scratch of_head = scratch;
+      of_head.operands += first * shape.padded;
+      of_head.operand_scale += first;
+      float* head_states = states + first * shape.state;
+      const auto walk = [&]<KvType type>() {
+        walk_block<type>(args, tile, shape, of_head, kv_head, blocks[now], blocks[1 - now], head_states);
+      };
       switch (args.kv.type) {
-        case KvType::f32:
-          walk_block<KvType::f32>(args, tile, shape, scratch, kv_head, block, first, states, ask);
-          break;
-        case KvType::f16:
-          walk_block<KvType::f16>(args, tile, shape, scratch, kv_head, block, first, states, ask);
-          break;
-        case KvType::bf16:
-          walk_block<KvType::bf16>(args, tile, shape, scratch, kv_head, block, first, states, ask);
-          break;
+        case KvType::f32: walk.template operator()<KvType::f32>(); break;
+        case KvType::f16: walk.template operator()<KvType::f16>(); break;
+        case KvType::bf16: walk.template operator()<KvType::bf16>(); break;
+        case KvType::i8: walk.template operator()<KvType::i8>(); break;
       }
     }
   }
@@ -262,16 +189,15 @@ void write_out(const AttentionArgs& args, const AttentionTile& tile, const Shape
 }  // namespace
 
 int64_t attention_scratch_floats(const AttentionArgs& args) {
-  const Shape shape = shape_of(args);
-  const int64_t queries = attention_tile_queries(args.num_heads);
-  return 2 * kBlock * shape.padded + queries * (shape.padded + kBlock + 2 * shape.state) + (queries + 15) / 16 * 16;
+  Scratch scratch;
+  return divide_scratch(nullptr, shape_of(args), attention_tile_queries(args.num_heads), scratch);
 }
 
 void attention(const AttentionArgs& args, const AttentionTile& tile, float* scratch) {
   const Shape shape = shape_of(args);
   const int64_t queries = queries_of(tile, shape);
-  const Scratch parts = divide_scratch(scratch, shape, queries);
-  float* totals = parts.split + queries * shape.state;
+  Scratch parts;
+  divide_scratch(scratch, shape, queries, parts);
   load_queries(args, tile, shape, parts);
   for (int64_t split = tile.split_begin; split < tile.split_end; ++split) {
     walk_split(args, tile, shape, parts, split, parts.split);
@@ -279,7 +205,7 @@ void attention(const AttentionArgs& args, const AttentionTile& tile, float* scra
       const int64_t position = tile.position + row_of(tile, shape, query);
       if (!is_seen(args, position, split)) continue;
       const float* state = parts.split + query * shape.state;
-      float* total = totals + query * shape.state;
+      float* total = parts.totals + query * shape.state;
       if (split == tile.split_begin || !is_seen(args, position, split - 1)) {
         copy_state(shape, total, state);
       } else {
@@ -288,13 +214,14 @@ void attention(const AttentionArgs& args, const AttentionTile& tile, float* scra
     }
   }
   for (int64_t query = 0; query < queries; ++query) {
-    write_out(args, tile, shape, query, totals + query * shape.state);
+    write_out(args, tile, shape, query, parts.totals + query * shape.state);
   }
 }
 
 void attention_split(const AttentionArgs& args, const AttentionTile& tile, float* scratch, float* states) {
   const Shape shape = shape_of(args);
-  const Scratch parts = divide_scratch(scratch, shape, queries_of(tile, shape));
+  Scratch parts;
+  divide_scratch(scratch, shape, queries_of(tile, shape), parts);
   load_queries(args, tile, shape, parts);
   walk_split(args, tile, shape, parts, tile.split_begin, states);
 }

@@ -2,13 +2,12 @@
 //
 // A pair (x, y) becomes (x cos - y sin, x sin + y cos), each product and sum rounded by itself.
 #include "ops/kernels.h"
+#include "ops/scale.h"
 
 #include "simd/pairs.h"
 
 namespace puna::PUNA_NS {
 namespace {
-
-constexpr int64_t kMaxHeadDim = 1024;
 
 // The angles of a row as a head needs them.
 struct Angles {
@@ -63,11 +62,37 @@ void store_kv(const float* x, uint8_t* target, int64_t count, KvType type) {
   });
 }
 
+// One head as int8 codes, round-to-nearest-even(x · (1/d)); returns d = max|x| / 127. A head whose d is below the smallest
+// normal float has d = 0, one that holds an infinity or NaN has d = NaN, and codes 0.
+float store_codes(const float* x, uint8_t* target, int64_t count) {
+  i32x16 top = set1_i32(0);
+  for_columns(count, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    top = max_i32(top, as_i32(abs(load_lanes(x + c, lanes))));
+  });
+  const Scale scale(__builtin_bit_cast(float, reduce_max_i32(top)), 127.0f);
+  for_columns(count, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    int8_t codes[16];
+    store_i8(codes, scale.code(load_lanes(x + c, lanes)));
+    memcpy(target + c, codes, static_cast<size_t>(lanes));
+  });
+  return scale.d;
+}
+
+// Keys or values of one position.
+void store_heads(const RopeKvArgs& args, const float* x, int64_t head, int64_t heads, int64_t row, uint8_t* elements,
+                 float* scales) {
+  const int64_t dim = args.head_dim, first = row * args.num_kv_heads + head;
+  if (args.kv.type != KvType::i8) {
+    store_kv(x, elements + first * dim * kv_element_bytes(args.kv.type), heads * dim, args.kv.type);
+    return;
+  }
+  for (int64_t i = 0; i < heads; ++i) scales[first + i] = store_codes(x + i * dim, elements + (first + i) * dim, dim);
+}
+
 }  // namespace
 
 void rope_kv(const RopeKvArgs& args, int64_t row_begin, int64_t row_end) {
   const int64_t half = args.rot_dim / 2, dim = args.head_dim;
-  const int64_t element_bytes = args.kv.type == KvType::f32 ? 4 : 2;
   Angles angles;
   for (int64_t row = row_begin; row < row_end; ++row) {
     float* x = args.x + row * args.ldx;
@@ -80,15 +105,15 @@ void rope_kv(const RopeKvArgs& args, int64_t row_begin, int64_t row_end) {
     }
     const int64_t position = args.position_of[row];
     const int64_t page = args.kv.table[args.request_of[row] * args.kv.table_stride + position / args.kv.page_size];
-    const int64_t slot = page * args.kv.page_stride + position % args.kv.page_size * args.kv.slot_stride;
+    const int64_t slot = page * args.kv.page_rows + position % args.kv.page_size;
     for (int64_t head = 0; head < args.num_kv_heads; ++head) {
       const float* k = x + args.k_col + head * dim;
       float rotated[kMaxHeadDim];
       rotate_head(k, rotated, angles, half, args.interleaved);
       memcpy(rotated + args.rot_dim, k + args.rot_dim, static_cast<size_t>(dim - args.rot_dim) * sizeof(float));
-      store_kv(rotated, args.kv.keys + (slot + head * dim) * element_bytes, dim, args.kv.type);
+      store_heads(args, rotated, head, 1, slot, args.kv.keys, args.kv.key_scales);
     }
-    store_kv(x + args.v_col, args.kv.values + slot * element_bytes, args.num_kv_heads * dim, args.kv.type);
+    store_heads(args, x + args.v_col, 0, args.num_kv_heads, slot, args.kv.values, args.kv.value_scales);
   }
 }
 

@@ -8,9 +8,11 @@ namespace puna::PUNA_NS {
 // x = n·ln2 + r with |r| <= ln2/2, e**r = 1 + r + r²·P(r) with a degree 5 minimax P, times 2**n in two exact steps.
 // Below ln(2**-126) the result is 0, whether or not subnormals are flushed; above ln(FLT_MAX) it is infinity; NaN
 // stays NaN.
-PUNA_INLINE f32x16 exp(f32x16 x) {
-  const f32x16 smallest = set1(-87.33654f);
-  const f32x16 clamped = min(set1(89.0f), max(set1(-88.0f), x));
+struct ExpParts {
+  f32x16 power;       // e**r
+  i32x16 exponent;    // n
+};
+PUNA_INLINE ExpParts exp_parts(f32x16 clamped) {
   // Adding 1.5·2**23 leaves round-to-nearest-even(x/ln2) in the low bits of the sum.
   const f32x16 magic = set1(12582912.0f);
   const f32x16 sum = fma(clamped, set1(1.44269504f), magic);
@@ -24,13 +26,21 @@ PUNA_INLINE f32x16 exp(f32x16 x) {
   p = fma(p, r, set1(0x1.555554p-3f));
   p = fma(p, r, set1(0.5f));
   p = fma(mul(r, r), p, r);
-  p = add(p, set1(1.0f));
-  const i32x16 exponent = sub_i32(as_i32(sum), as_i32(magic));
-  const i32x16 half = sra_i32<1>(exponent);
-  const i32x16 bias = set1_i32(127);
-  const f32x16 low = as_f32(shl_i32<23>(add_i32(half, bias)));
-  const f32x16 high = as_f32(shl_i32<23>(add_i32(sub_i32(exponent, half), bias)));
-  return select_lt(x, smallest, zero(), mul(mul(p, low), high));
+  return {add(p, set1(1.0f)), sub_i32(as_i32(sum), as_i32(magic))};
+}
+PUNA_INLINE f32x16 power_of_two(i32x16 exponent) { return as_f32(shl_i32<23>(add_i32(exponent, set1_i32(127)))); }
+inline constexpr float kSmallestExponent = -87.33654f;
+
+PUNA_INLINE f32x16 exp(f32x16 x) {
+  const ExpParts parts = exp_parts(min(set1(89.0f), max(set1(-88.0f), x)));
+  const i32x16 half = sra_i32<1>(parts.exponent);
+  const f32x16 low = power_of_two(half), high = power_of_two(sub_i32(parts.exponent, half));
+  return select_lt(x, set1(kSmallestExponent), zero(), mul(mul(parts.power, low), high));
+}
+// The same for x that are not above zero, for which one step is exact.
+PUNA_INLINE f32x16 exp_of_negative(f32x16 x) {
+  const ExpParts parts = exp_parts(max(set1(-88.0f), x));
+  return select_lt(x, set1(kSmallestExponent), zero(), mul(parts.power, power_of_two(parts.exponent)));
 }
 
 // The first n <= 16 halves or bfloat16 at p as floats, the other lanes 0.

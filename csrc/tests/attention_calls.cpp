@@ -1,5 +1,6 @@
 // Rotation, the store of keys and values, and attention over them.
 #include <algorithm>
+#include <optional>
 
 #include "compare.h"
 #include "core/attention_plan.h"
@@ -26,7 +27,14 @@ class Cache {
         layers_(call.integer("layers")),
         layer_(call.integer("layer")) {
     const std::string type = call.text("kv_type");
-    type_ = type == "float32" ? KvType::f32 : type == "float16" ? KvType::f16 : KvType::bf16;
+    type_ = type == "float32"   ? KvType::f32
+            : type == "float16" ? KvType::f16
+            : type == "int8"    ? KvType::i8
+                                : KvType::bf16;
+    if (type_ == KvType::i8) {
+      scales_ = call.floats("kv_scales");
+      held_scales_.emplace(scales_.data(), static_cast<int64_t>(scales_.size()) * kFloat);
+    }
     for (uint32_t request = 0; request < lengths.size(); ++request) {
       for (uint32_t row = offsets[request]; row < offsets[request + 1]; ++row) {
         request_of.push_back(request);
@@ -36,21 +44,31 @@ class Cache {
   }
 
   KvView view() const {
-    const int64_t element = type_ == KvType::f32 ? 4 : 2, layer_elements = page_size_ * heads_ * head_dim_;
+    const int64_t rows = layer_ * page_size_, to_values = layers_ * page_size_;
+    const int64_t row_bytes = heads_ * head_dim_ * kv_element_bytes(type_);
     KvView kv = {};
-    kv.keys = memory_.data() + layer_ * layer_elements * element;
-    kv.values = kv.keys + layers_ * layer_elements * element;
+    kv.keys = memory_.data() + rows * row_bytes;
+    kv.values = kv.keys + to_values * row_bytes;
+    if (held_scales_) {
+      kv.key_scales = held_scales_->floats() + rows * heads_;
+      kv.value_scales = kv.key_scales + to_values * heads_;
+    }
     kv.type = type_;
-    kv.page_stride = 2 * layers_ * layer_elements;
-    kv.slot_stride = heads_ * head_dim_;
+    kv.page_rows = 2 * to_values;
     kv.page_size = page_size_;
     kv.table = table_.data();
     kv.table_stride = static_cast<int64_t>(table_.size() / lengths.size());
     return kv;
   }
   int64_t rows() const { return static_cast<int64_t>(request_of.size()); }
-  bool holds(const std::string& where, const std::vector<uint8_t>& recorded) const {
-    return is_equal(where, memory_.data(), recorded.data(), memory_.bytes());
+  // Whether it is now what was recorded.
+  bool holds(const std::string& where, const Call& call) const {
+    bool is_good = is_equal(where + ", cache", memory_.data(), call.bytes("kv_out").data(), memory_.bytes());
+    if (held_scales_) {
+      is_good &= is_equal(where + ", scales", held_scales_->floats(), call.floats("kv_scales_out").data(),
+                          static_cast<int64_t>(scales_.size()));
+    }
+    return is_good;
   }
 
   const std::vector<uint32_t> offsets, lengths;
@@ -68,6 +86,8 @@ class Cache {
   Guarded memory_;
   int64_t heads_, head_dim_, page_size_, layers_, layer_;
   KvType type_ = KvType::f32;
+  std::vector<float> scales_;
+  std::optional<Guarded> held_scales_;
 };
 
 }  // namespace
@@ -100,7 +120,7 @@ bool check_rope_kv(const Call& call, const KernelTable& kernels) {
     }
     const std::string where = call.where() + (is_divided ? ", row by row" : "");
     is_good &= is_equal(where + ", rows", rows.floats(), call.floats("out").data(), static_cast<int64_t>(x.size())) &&
-               cache.holds(where + ", cache", call.bytes("kv_out"));
+               cache.holds(where, call);
   }
   return is_good;
 }
