@@ -229,7 +229,8 @@ class Program:
 
         Args:
             inputs: `tokens` int64 [T], `input_row_offsets` uint32 [B + 1], `return_n_logits` int64 [1], `kv_blocks`
-                [pages, 2, layers, page_size, kv_heads, head_dim] (written to), `cache_lengths` uint32 [B],
+                [pages, 2, layers, page_size, kv_heads, head_dim] (written to), with int8 blocks `kv_scales` float32
+                [pages, 2, layers, page_size, kv_heads, 1] (written to), `cache_lengths` uint32 [B],
                 `lookup_table` uint32 [B, max_pages], `max_lengths` uint32 [steps, 2], `request_lengths` uint32 [B]:
                 those that the instructions need.
             outputs: Arrays that are written to, in the order of the program's outputs.

@@ -97,19 +97,19 @@ def expected(model: Model, request: Request, identity: int) -> Array:
     return attend(q, keys, values, np.arange(request.cached, request.total), scale=model.scale, window=model.window)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim"),
-    [(4, 4, 16), (9, 3, 64), (5, 1, 128), (2, 2, 40), (3, 1, 7), (40, 1, 16), (2, 1, 96), (1, 1, 256)],
+    [(4, 4, 16), (9, 3, 64), (5, 1, 128), (2, 2, 40), (3, 1, 7), (40, 1, 16), (2, 1, 96), (1, 1, 256), (7, 1, 80)],
 )
 def test_equals_float64_in_every_variant(num_heads: int, num_kv_heads: int, head_dim: int, dtype: str) -> None:
     model = Model(num_heads, num_kv_heads, head_dim, dtype)
     requests = [Request(0, 5), Request(31, 2), Request(600, 1), Request(60, 40)]
     results = {variant: run(model, requests, variant=variant) for variant in VARIANTS}
     for b, request in enumerate(requests):
-        np.testing.assert_allclose(
-            results[VARIANTS[0]][b], expected(model, request, b), rtol=2e-5, atol=2e-6, err_msg=f"request {b}"
-        )
+        # Scores are chains of head_dim steps; queries and weights on an int8 cache have 14 and 15 bits.
+        found, exact = results[VARIANTS[0]][b], expected(model, request, b)
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-3 if dtype == "int8" else 1e-5, err_msg=f"request {b}")
     assert len({tuple(map(bits, result)) for result in results.values()}) == 1
 
 
@@ -127,7 +127,7 @@ models = st.builds(
     Model,
     num_kv_heads=st.sampled_from([1, 2, 3]),
     head_dim=st.sampled_from([16, 24, 64]),
-    dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16", "int8"]),
     window=st.sampled_from([0, 0, 5, 40, 600]),
 ).flatmap(lambda m: st.sampled_from([1, 2, 5]).map(lambda group: replace(m, num_heads=m.num_kv_heads * group)))
 requests_of = st.builds(Request, st.sampled_from([0, 1, 30, 31, 32, 100, 511, 512, 513, 1100]), st.integers(1, 45))

@@ -176,7 +176,7 @@ def rope_and_store(cache: Cache, x: Array, variant: str, threads: int = 1, **siz
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize(("dim", "rot_dim"), [(4, 4), (64, 64), (80, 80), (64, 24), (10, 6)])
 def test_rotates_and_stores(variant: str, interleaved: bool, dtype: str, dim: int, rot_dim: int) -> None:
     heads, kv_heads, layer = 4, 2, 1

@@ -80,6 +80,10 @@ def drop(name: str) -> Callable[[dict[str, Any]], None]:
     return lambda inputs: inputs.pop(name)
 
 
+def int8_cache(scales: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda inputs: inputs.update(kv_blocks=np.zeros((5, 2, 2, 4, 1, 8), np.int8), kv_scales=scales)
+
+
 @pytest.mark.parametrize("name", ["input_row_offsets", "tokens", "return_n_logits", "kv_blocks", "cache_lengths"])
 def test_missing_inputs_are_named(name: str) -> None:
     inputs, outputs = good_step()
@@ -121,8 +125,13 @@ def test_missing_inputs_are_named(name: str) -> None:
         (put("kv_blocks", np.zeros((5, 2, 1, 4, 1, 8), np.float32)), "layers >= 2"),
         (put("kv_blocks", np.zeros((5, 2, 2, 4, 2, 8), np.float32)), r"page_size, 1, 8\], got \[5, 2, 2, 4, 2, 8\]"),
         (put("kv_blocks", np.zeros((5, 2, 2, 4, 8), np.float32)), "must have the shape"),
-        (put("kv_blocks", np.zeros((5, 2, 2, 4, 1, 8), np.float64)), "must be float32, float16 or bfloat16"),
+        (put("kv_blocks", np.zeros((5, 2, 2, 4, 1, 8), np.float64)), "must be float32, float16, bfloat16 or int8"),
         (put("kv_blocks", np.zeros((5, 2, 2, 0, 1, 8), np.float32)), "must have the shape"),
+        (put("kv_blocks", np.zeros((5, 2, 2, 4, 1, 8), np.int8)), "input 'kv_scales' is missing"),
+        (int8_cache(np.zeros((5, 2, 2, 4, 1, 8), np.float32)), r"one scale for each head of 'kv_blocks'"),
+        (int8_cache(np.zeros((5, 2, 2, 4, 1), np.float32)), "'kv_scales' must have 6 dimensions"),
+        (int8_cache(np.zeros((5, 2, 2, 4, 1, 1), np.float16)), "'kv_scales' must be float32, got float16"),
+        (put("kv_scales", np.zeros((5, 2, 2, 4, 1, 1), np.float32)), "belongs to 'kv_blocks' of int8, got float32"),
         (put("max_lengths", np.array([[2, 7]], np.uint32)), "request 1 has 3 and 3"),
         (put("max_lengths", np.array([[3, 6]], np.uint32)), "request 0 has 2 and 7"),
         (put("max_lengths", np.array([[3, 7, 1]], np.uint32)), r"must have the shape \[steps, 2\]"),

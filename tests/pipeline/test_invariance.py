@@ -24,7 +24,7 @@ from support.real_loop import Outcome, RealLoop, request
 from support.tiny_tokenizers import byte_level_tokenizer_json
 from support.variants import VARIANTS
 
-KV_TYPES = ["float32", "float16", "bfloat16"]
+KV_TYPES = ["float32", "float16", "bfloat16", "int8"]
 PAGE_SIZES, THREADS = (1, 7, 16), (1, 2, 5)
 LENGTHS = (37, 1, 12, 64)
 NEW_TOKENS = 5

@@ -97,6 +97,7 @@ def _step(fields: dict[str, Any]) -> dict[str, Array]:
         "cache_lengths": lengths,
         "lookup_table": np.array(fields["table"], np.uint32).reshape(len(lengths), -1),
         "kv_blocks": fields["kv"].copy().view(KV_TYPES[fields["kv_type"]]).reshape(-1, *sizes),
+        **({"kv_scales": fields["kv_scales"].copy().reshape(-1, *sizes[:-1], 1)} if "kv_scales" in fields else {}),
     }
 
 
@@ -113,7 +114,8 @@ def _rope_kv(fields: dict[str, Any], variant: str, op: str) -> dict[str, Array]:
     rig.emit(op, x=rig.x, angles=angles, **{name: fields[name] for name in names})
     rig.output(rig.x, x.shape[1])
     out = rig.run(inputs, threads=2)[0].reshape(-1)
-    return {"out": out, "kv_out": inputs["kv_blocks"].reshape(-1).view(np.uint8)}
+    scales = {"kv_scales_out": inputs["kv_scales"].reshape(-1)} if "kv_scales" in inputs else {}
+    return {"out": out, "kv_out": inputs["kv_blocks"].reshape(-1).view(np.uint8), **scales}
 
 
 def _attention(fields: dict[str, Any], variant: str, op: str) -> dict[str, Array]:

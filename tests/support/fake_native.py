@@ -225,7 +225,8 @@ class _Run:
         store.evaluate([k, self._read(x, kv_width, v_col), *self._cache()], _AtLayerZero())  # type: ignore[arg-type]
 
     def _cache(self) -> list[Array]:
-        return [self.inputs[name] for name in ("input_row_offsets", "kv_blocks", "cache_lengths", "lookup_table")]
+        names = ("input_row_offsets", "kv_blocks", "cache_lengths", "lookup_table", "kv_scales")
+        return [self.inputs[name] for name in names if name in self.inputs]
 
     def _attention(
         self, x: int, q_col: int, out: int, num_heads: int, num_kv_heads: int, head_dim: int, layer: int, scale: float,

@@ -85,7 +85,7 @@ def all_logits(
     for begin in range(0, int(totals.max()), size):
         active = np.flatnonzero(totals > begin)  # requests that are done leave the batch
         parts = [np.array(prompts[row][begin : begin + size], np.int64) for row in active]
-        step = TinyCache(cache.blocks, cache.table[active], np.full(active.size, begin, np.uint32))
+        step = TinyCache(cache.blocks, cache.table[active], np.full(active.size, begin, np.uint32), cache.scales)
         # the length that decides rotary frequencies is the whole request's, from the first step on
         outputs = model.model.execute(*step.inputs(parts), decisive[active].astype(np.uint32))
         logits = outputs[1].to_numpy()

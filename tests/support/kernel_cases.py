@@ -15,7 +15,7 @@ from puna import _native
 from support import ggml_blocks, kernel_truth
 from support.call_programs import run_call
 from support.case_recorder import Call
-from support.native_steps import Cache, Request, random_rows
+from support.native_steps import Cache, Request, codes_of_heads, random_rows
 
 Array = NDArray[Any]
 ROWS = 17  # of a product: two tiles of eight and a rest
@@ -260,6 +260,7 @@ def step_fields(cache: Cache) -> dict[str, Any]:
         "lengths": [r.cached for r in cache.requests],
         "table": cache.table.reshape(-1).tolist(),
         "kv": cache.blocks.reshape(-1).view(np.uint8).copy(),
+        **({} if cache.scales is None else {"kv_scales": np.nan_to_num(cache.scales).reshape(-1)}),
     }
 
 
@@ -276,16 +277,25 @@ def rope_call(name: str, dtype: str, dim: int, rot_dim: int, interleaved: bool) 
         for begin, heads in zip(columns.values(), (4, 2, 2), strict=True)
     )
     out, blocks = x.copy(), cache.blocks.copy()
+    scales = None if cache.scales is None else np.nan_to_num(cache.scales)
     out[:, 1 : 1 + 4 * dim] = kernel_truth.rotate(q, angles, interleaved=interleaved).reshape(rows, -1)
-    with np.errstate(over="ignore"):
-        stored = np.stack([kernel_truth.rotate(k, angles, interleaved=interleaved), v], axis=1).astype(blocks.dtype)
+    stored = np.stack([kernel_truth.rotate(k, angles, interleaved=interleaved), v], axis=1)
+    if scales is not None:
+        stored, stored_scales = codes_of_heads(stored)
+    else:
+        with np.errstate(over="ignore"):
+            stored = stored.astype(blocks.dtype)
     row = 0
     for b, request in enumerate(requests):
         for position in range(request.cached, request.total):
             blocks[cache.table[b, position // 3], :, 1, position % 3] = stored[row]
+            if scales is not None:
+                scales[cache.table[b, position // 3], :, 1, position % 3] = stored_scales[row]
             row += 1
     given = {"name": f"{name}_{dtype}", "num_heads": 4, "rot_dim": rot_dim, "interleaved": interleaved, **columns}
     results = {"out": out, "kv_out": blocks.reshape(-1).view(np.uint8)}
+    if scales is not None:
+        results["kv_scales_out"] = scales.reshape(-1)
     return Call("rope_kv", {**given, **step_fields(cache), "x": x, "angles": angles, **results})
 
 
@@ -314,6 +324,9 @@ def attention_calls() -> list[Call]:
         ("copied", [Request(40, 1)], 5, 1, 112, "float16", 16, 0),
         ("straight_bf16", [Request(40, 1), Request(0, 1)], 6, 2, 16, "bfloat16", 16, 37),
         ("straight_f32", [Request(40, 1), Request(2, 2)], 4, 2, 16, "float32", 16, 0),
+        ("straight_int8", [Request(130, 1)], 4, 1, 48, "int8", 16, 0),
+        ("copied_int8", mixed, 5, 1, 36, "int8", 5, 37),
+        ("long_int8", long, 2, 2, 16, "int8", 64, 520),
         ("long", long, 4, 1, 4, "float16", 64, 0),
         ("long_window", long, 2, 1, 4, "float16", 64, 520),
     ]

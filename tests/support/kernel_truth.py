@@ -188,4 +188,9 @@ def rotate(heads: Floats, angles: Floats, *, interleaved: bool) -> Floats:
     return out
 
 
-KV_TYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+KV_TYPES: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "int8": np.int8,
+}

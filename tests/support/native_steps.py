@@ -63,7 +63,11 @@ class Cache:
             for position in range(request.cached):
                 page, slot = self.table[b, position // self.page_size], position % self.page_size
                 blocks[page, :, :, slot] = history[:, :, position]
-        self.blocks = _as_kv(blocks, self.dtype)
+        self.scales: Array | None = None
+        if self.dtype == "int8":
+            self.blocks, self.scales = codes_of_heads(blocks)
+        else:
+            self.blocks = _as_kv(blocks, self.dtype)
 
     def history(self, b: int) -> Array:
         """Keys and values `[2, layers, total, num_kv_heads, head_dim]` of a request, rounded to the cache's type."""
@@ -84,13 +88,15 @@ class Cache:
             "cache_lengths": np.array([r.cached for r in self.requests], np.uint32),
             "kv_blocks": self.blocks,
             "lookup_table": self.table,
+            **({} if self.scales is None else {"kv_scales": self.scales}),
         }
 
     def stored(self, b: int, layer: int = 0) -> tuple[Array, Array]:
         """Keys and values `[total, num_kv_heads, head_dim]` that the pages hold now, as float64."""
         positions = np.arange(self.requests[b].total)
         pages, slots = self.table[b, positions // self.page_size], positions % self.page_size
-        return tuple(self.blocks[pages, i, layer, slots].astype(np.float64) for i in (0, 1))  # type: ignore[return-value]
+        held = self.blocks.astype(np.float64) * (1 if self.scales is None else self.scales)
+        return held[pages, 0, layer, slots], held[pages, 1, layer, slots]
 
 
 def _as_kv(values: Array, dtype: str) -> Array:
@@ -101,8 +107,22 @@ def _as_kv(values: Array, dtype: str) -> Array:
     return values.astype(dtype)
 
 
+def codes_of_heads(values: Array) -> tuple[Array, Array]:
+    """Heads `[..., D]` as int8 codes and a float32 scale each, `[..., 1]`: max|x| / 127, to nearest even."""
+    largest = np.abs(values).max(axis=-1, keepdims=True)
+    scale = (largest / np.float32(127)).astype(np.float32)
+    scale[scale < np.finfo(np.float32).tiny] = 0
+    is_good = np.isfinite(scale) & (scale > 0)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=is_good)
+    codes = np.rint(np.where(is_good, values, 0) * inverse).astype(np.int8)
+    return codes, np.where(np.isfinite(largest), scale, np.float32(np.nan)).astype(np.float32)
+
+
 def round_kv(values: Array, dtype: str) -> Array:
     """Float32 values as a cache of this type keeps them."""
+    if dtype == "int8":
+        codes, scales = codes_of_heads(values)
+        return codes.astype(np.float32) * scales
     return _as_kv(values, dtype).astype(np.float32)
 
 

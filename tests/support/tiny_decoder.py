@@ -10,7 +10,7 @@ import numpy as np
 from puna.dtype import DType
 from puna.graph import DeviceRef
 from puna.graph.weights.weight_data import WeightData
-from puna.nn.kv_cache import KVCacheParams
+from puna.nn.kv_cache import KVCacheParams, KVCacheQuantizationConfig
 from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, RotaryEmbedding
 from puna.nn.transformer import DecoderSpec, NormPlace, ReturnHiddenStates, ReturnLogits
 
@@ -48,6 +48,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     },
     "half_cache": {"kv_dtype": DType.float16},
     "bfloat16_cache": {"kv_dtype": DType.bfloat16},
+    "int8_cache": {"kv_dtype": DType.int8},
     "longrope": {"rope": RotaryEmbedding(16, 16, 1e4, LongRoPEScalingParams([1.0] * 8, [4.0] * 8, 8, 64))},
     "dynamic": {"rope": RotaryEmbedding(16, 16, 1e4, DynamicRopeScalingParams(4.0, 6))},
     "variable": {"return_logits": ReturnLogits.VARIABLE},
@@ -74,6 +75,7 @@ def tiny_spec(**changes: Any) -> DecoderSpec:
         num_layers=layers,
         devices=[DeviceRef.CPU()],
         page_size=page_size,
+        kvcache_quant_config=KVCacheQuantizationConfig.of(kv_dtype, head_dim),
     )
     fields: dict[str, Any] = {
         "vocab_size": 96,
@@ -156,6 +158,7 @@ class TinyCache:
     blocks: Array
     table: Array
     lengths: Array
+    scales: Array | None = None
 
     @classmethod
     def make(cls, spec: DecoderSpec, batch: int, max_tokens: int, seed: int = 0) -> TinyCache:
@@ -164,8 +167,10 @@ class TinyCache:
         count = batch * pages
         shape = (count + 1, 2, cache.num_layers, cache.page_size, cache.n_kv_heads, cache.head_dim)
         order = np.random.default_rng(seed).permutation(count).astype(np.uint32)
-        blocks = np.full(shape, np.nan, cache.dtype.to_numpy())
-        return cls(blocks, order.reshape(batch, pages), np.zeros(batch, np.uint32))
+        is_int8 = cache.dtype is DType.int8
+        blocks = np.full(shape, 99 if is_int8 else np.nan, cache.dtype.to_numpy())
+        scales = np.full((*shape[:5], 1), np.nan, np.float32) if is_int8 else None
+        return cls(blocks, order.reshape(batch, pages), np.zeros(batch, np.uint32), scales)
 
     def inputs(self, parts: list[Array], n: int = 1) -> list[Array]:
         """The graph's inputs for the next tokens of each request; the cache counts them as cached from then on."""
@@ -176,10 +181,11 @@ class TinyCache:
         totals = lengths + counts
         limits = np.array([[counts.max(initial=0), totals.max(initial=0)]], np.uint32)
         self.lengths = totals.astype(np.uint32)
-        return [tokens, offsets, np.array([n], np.int64), self.blocks, lengths, self.table, limits]
+        scales = [] if self.scales is None else [self.scales]
+        return [tokens, offsets, np.array([n], np.int64), self.blocks, lengths, self.table, limits, *scales]
 
     def copy(self) -> TinyCache:
-        return replace(self, blocks=self.blocks.copy())
+        return replace(self, blocks=self.blocks.copy(), scales=None if self.scales is None else self.scales.copy())
 
 
 def random_tokens(spec: DecoderSpec, lengths: list[int], seed: int = 0) -> list[Array]:

@@ -44,6 +44,7 @@ class TestKVCacheConfig:
             ("float16", DType.float16),
             ("float32", DType.float32),
             ("bfloat16", DType.bfloat16),
+            ("int8", DType.int8),
         ],
     )
     def test_formats(self, name: str | None, dtype: DType) -> None:
@@ -53,7 +54,7 @@ class TestKVCacheConfig:
         ("bad", "param"),
         [
             ({"kv_cache_format": "float8_e4m3fn"}, "kv_cache_format"),
-            ({"kv_cache_format": "int8"}, "kv_cache_format"),
+            ({"kv_cache_format": "int4"}, "kv_cache_format"),
             ({"kv_cache_page_size": 0}, "kv_cache_page_size"),
             ({"device_memory_utilization": 0}, "device_memory_utilization"),
             ({"device_memory_utilization": 1.5}, "device_memory_utilization"),

@@ -307,8 +307,8 @@ class FunctionLowering:
 
     def require_cache(self, inputs: Sequence[Value]) -> None:
         """Check that these are the row offsets and the cache of the step."""
-        names = ("input_row_offsets", "kv_blocks", "cache_lengths", "lookup_table")
-        for value, name in zip(inputs, names, strict=True):
+        names = ("input_row_offsets", "kv_blocks", "cache_lengths", "lookup_table", "kv_scales")
+        for value, name in zip(inputs, names, strict=False):  # scales where the cache has any
             self._require_input(value, name)
 
     def _attention(self, node: Node, op: PagedAttention) -> None:

@@ -201,7 +201,7 @@ class Model:
             flags = array.flags
             if not flags.c_contiguous:
                 raise ValueError(f"input {name!r} is not contiguous; pass a contiguous copy")
-            if name == "kv_blocks" and not flags.writeable:
+            if name in ("kv_blocks", "kv_scales") and not flags.writeable:
                 raise ValueError(f"input {name!r} is read-only; the step writes to it")
             arrays[name] = array
         return arrays

@@ -36,7 +36,8 @@ class LLM(ReadsPrompts):
         model: A `.gguf` file, a directory, a name on the hub, or `smollm2`.
         dtype: `auto`: products take activations of 8 bits where the weights' format has integer kernels; `float32`:
             every product takes float32 activations.
-        kv_cache_dtype: Element type of cached keys and values: `float32`, `float16`, `bfloat16`, or `auto` (float16).
+        kv_cache_dtype: Element type of cached keys and values: `float32`, `float16`, `bfloat16`, `int8`, or
+            `auto` (float16).
         max_model_len: Most tokens of a request, prompt and output; None: what the model and the memory allow.
         max_num_seqs: Sequences in a step, from 1.
         max_num_batched_tokens: Tokens in a step, over all sequences; a longer prompt is read in several steps.

@@ -15,6 +15,7 @@ from puna.graph.ops import KVCacheValues, RopeSpec
 from puna.nn.attention import AttentionInputs
 from puna.nn.declarations import WeightDeclarations
 from puna.nn.embedding import Embedding
+from puna.nn.kv_cache import KVCacheQuantizationConfig
 from puna.nn.linear import Linear
 from puna.nn.norm import declare_norm
 from puna.nn.rotary_embedding import RotaryEmbedding, Unrotated
@@ -219,6 +220,9 @@ class DecoderSpec:
             ("kv_params.num_layers", cache.num_layers, self.num_layers),
         ):
             _require(got == expected, name, got, str(expected))
+        kept = KVCacheQuantizationConfig.of(cache.dtype, cache.head_dim)
+        scales = cache.kvcache_quant_config
+        _require(scales == kept, "kv_params.kvcache_quant_config", scales, f"{kept} with a cache of {cache.dtype}")
 
 
 class Transformer:
@@ -270,7 +274,7 @@ class Transformer:
                 key = (self.weights.scoped(prefix).formats(), self.spec.window_of(layer), rope, is_last_only)
                 if key not in subgraphs:
                     subgraphs[key] = self._block_graph(f"layer_{len(subgraphs)}", h, step, layer, is_last_only)
-                operands = (step.angles, step.row_offsets, *step.cache)
+                operands = (step.angles, step.row_offsets, *step.cache.operands.values())
                 (h,) = h.graph.call(subgraphs[key], h, *operands, prefix=prefix, layer=layer)
             else:
                 block = TransformerBlock.declare(self.spec, self.weights.scoped(prefix), layer)
@@ -285,8 +289,8 @@ class Transformer:
         return self.spec.return_logits is ReturnLogits.LAST_TOKEN and self.spec.return_hidden_states in states
 
     def _block_graph(self, name: str, h: Value, step: AttentionInputs, layer: int, is_last_only: bool) -> Graph:
-        operands = (h, step.angles, step.row_offsets, *step.cache)
-        names = ["h", "angles", "input_row_offsets", *KVCacheValues._fields]
+        operands = (h, step.angles, step.row_offsets, *step.cache.operands.values())
+        names = ["h", "angles", "input_row_offsets", *step.cache.operands]
         block = TransformerBlock.declare(self.spec, self.weights.scoped(f"layers.{layer}.").relative(), layer)
         with Graph(name, [value.type for value in operands], input_names=names) as graph:
             inner, angles, offsets, *cache = graph.inputs
@@ -353,7 +357,8 @@ def build_decoder_graph(spec: DecoderSpec, weights: Mapping[str, WeightData]) ->
 
     Inputs, in order: `tokens` int64 `[T]`, `input_row_offsets` uint32 `[B + 1]`, `return_n_logits` int64 `[1]`,
     `kv_blocks` `[blocks, 2, L, P, Nkv, D]` of the cache's type, `cache_lengths` uint32 `[B]`, `lookup_table` uint32
-    `[B, max_pages]`, `max_lengths` uint32 `[steps, 2]`, and, optional, `request_lengths` uint32 `[B]`: the length that
+    `[B, max_pages]`, `max_lengths` uint32 `[steps, 2]`, of an int8 cache `kv_scales` float32
+    `[blocks, 2, L, P, Nkv, 1]`, and, optional, `request_lengths` uint32 `[B]`: the length that
     decides each request's rotary frequencies (absent: cached plus new tokens).
 
     Outputs, in order: `next_token_logits` `[B, V]`; with `VARIABLE` or `ALL` also `logits` and `logit_offsets` (int64
@@ -370,6 +375,7 @@ def build_decoder_graph(spec: DecoderSpec, weights: Mapping[str, WeightData]) ->
     """
     cache = spec.kv_params
     blocks = ("num_blocks", 2, cache.num_layers, cache.page_size, cache.n_kv_heads, cache.head_dim)
+    scales = {"kv_scales": (DType.float32, (*blocks[:-1], 1))} if cache.dtype is DType.int8 else {}
     inputs: dict[str, tuple[DType, tuple[Any, ...]]] = {
         "tokens": (DType.int64, (TOTAL_SEQ_LEN,)),
         "input_row_offsets": (DType.uint32, (BATCH_SIZE + 1,)),
@@ -378,13 +384,14 @@ def build_decoder_graph(spec: DecoderSpec, weights: Mapping[str, WeightData]) ->
         "cache_lengths": (DType.uint32, (BATCH_SIZE,)),
         "lookup_table": (DType.uint32, (BATCH_SIZE, "max_pages")),
         "max_lengths": (DType.uint32, ("num_steps", 2)),
+        **scales,
         "request_lengths": (DType.uint32, (BATCH_SIZE,)),
     }
     types = [TensorType(dtype, shape, cache.devices[0]) for dtype, shape in inputs.values()]
     model = Transformer(spec, weights)
     with Graph("decoder", types, input_names=list(inputs), num_optional_inputs=1) as graph:
-        tokens, offsets, count, kv_blocks, cache_lengths, lookup_table, _, request_lengths = graph.inputs
-        cache_values = KVCacheValues(kv_blocks, cache_lengths, lookup_table)
+        tokens, offsets, count, kv_blocks, cache_lengths, lookup_table, _, *kv_scales, request_lengths = graph.inputs
+        cache_values = KVCacheValues(kv_blocks, cache_lengths, lookup_table, *kv_scales)
         steps: dict[str, AttentionInputs] = {}
         for name, rope in spec.ropes.items():
             angles = ops.rope_angles(tokens, offsets, cache_lengths, rope, request_lengths)

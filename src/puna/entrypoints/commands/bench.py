@@ -68,7 +68,7 @@ def bench() -> None:
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads to use.  [default: all that may be used]")
 @click.option(
     "--kv-cache-dtype",
-    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    type=click.Choice(["auto", "float32", "float16", "bfloat16", "int8"]),
     default="auto",
     show_default=True,
     help="Element type of cached keys and values; auto is float16.",

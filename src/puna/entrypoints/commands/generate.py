@@ -97,7 +97,7 @@ _VALUES: Final = (
 )
 @click.option(
     "--kv-cache-dtype",
-    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    type=click.Choice(["auto", "float32", "float16", "bfloat16", "int8"]),
     default="auto",
     show_default=True,
     help="Element type of cached keys and values; auto is float16.",

@@ -22,7 +22,7 @@ _STEP_TOKENS: Final = 512
 @click.argument("model", metavar="MODEL")
 @click.option(
     "--kv-cache-dtype",
-    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    type=click.Choice(["auto", "float32", "float16", "bfloat16", "int8"]),
     default="auto",
     show_default=True,
     help="Element type of cached keys and values; auto is float16.",

@@ -5,7 +5,8 @@ to which request; a request's first row has the absolute position `cache_lengths
 
 The cache is one array of blocks `[blocks, 2, layers, page_size, kv_heads, head_dim]`, keys at 0 and values at 1.
 Position p of request b is slot `p % page_size` of block `lookup_table[b, p // page_size]`. Keys are stored after
-rotation.
+rotation. A cache of int8 codes has scales beside it, `[blocks, 2, layers, page_size, kv_heads, 1]`: an element is its
+code times the scale of its head.
 """
 
 from __future__ import annotations
@@ -57,14 +58,21 @@ class KVCacheValues(NamedTuple):
     """The inputs of a graph that describe the step's place in the cache.
 
     Attributes:
-        kv_blocks: float `[blocks, 2, layers, page_size, kv_heads, head_dim]`; written in place.
+        kv_blocks: float or int8 `[blocks, 2, layers, page_size, kv_heads, head_dim]`; written in place.
         cache_lengths: uint32 `[batch_size]`, tokens cached before the step.
         lookup_table: uint32 `[batch_size, max_pages]`, block ids.
+        kv_scales: float32 `[blocks, 2, layers, page_size, kv_heads, 1]` of an int8 cache, else None; written in place.
     """
 
     kv_blocks: Value
     cache_lengths: Value
     lookup_table: Value
+    kv_scales: Value | None = None
+
+    @property
+    def operands(self) -> dict[str, Value]:
+        """Those that are there, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class _Request(NamedTuple):
@@ -81,11 +89,28 @@ def _requests(offsets: Array, cache_lengths: Array) -> Iterator[_Request]:
         yield _Request(number, slice(begin, end), np.arange(cached, cached + end - begin, dtype=np.int64))
 
 
-def _check_cache(blocks: TensorType, num_kv_heads: int, head_dim: int) -> None:
-    check_dtype("kv_blocks", blocks, DType.float32, DType.float16, DType.bfloat16)
+def _check_cache(blocks: TensorType, scales: Sequence[TensorType], num_kv_heads: int, head_dim: int) -> None:
+    check_dtype("kv_blocks", blocks, DType.float32, DType.float16, DType.bfloat16, DType.int8)
     if blocks.rank != 6 or blocks.shape[1] != 2 or blocks.shape[4:] != (num_kv_heads, head_dim):
         expected = f"[blocks, 2, layers, page_size, {num_kv_heads}, {head_dim}]"
         raise ShapeError("kv_blocks", describe(blocks.shape), expected)
+    if (blocks.dtype is DType.int8) != bool(scales):
+        raise ShapeError("kv_scales", "scales" if scales else "none", f"those of a cache of {blocks.dtype}")
+    for scale in scales:
+        check_dtype("kv_scales", scale, DType.float32)
+        if scale.shape != (*blocks.shape[:5], 1):
+            raise ShapeError("kv_scales", describe(scale.shape), describe((*blocks.shape[:5], 1)))
+
+
+def _codes(x: Float32Array) -> tuple[Array, Float32Array]:
+    """Heads `[..., D]` as int8 codes and one scale each, `[..., 1]`: `max|x| / 127`."""
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    scale = (largest / np.float32(127)).astype(np.float32)
+    scale[scale < np.finfo(np.float32).tiny] = 0
+    is_good = np.isfinite(scale) & (scale > 0)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=is_good)
+    codes = np.rint(np.where(is_good, x, np.float32(0)) * inverse).astype(np.int8)
+    return codes, np.where(np.isfinite(largest), scale, np.float32(np.nan))
 
 
 @dataclass(frozen=True)
@@ -165,7 +190,10 @@ class Rope(Op):
 
 @dataclass(frozen=True)
 class KVStore(Op):
-    """Keys and values of the step's tokens, rounded to the cache's type and written to their places. No result."""
+    """Keys and values of the step's tokens, rounded to the cache's type and written to their places. No result.
+
+    Int8: each head `[D]` has a scale `max|x| / 127`; codes are rounded to nearest even.
+    """
 
     layer: int
     num_kv_heads: int
@@ -173,21 +201,26 @@ class KVStore(Op):
     opcode: ClassVar[str] = "kv_store"
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
-        k, v, _, blocks, _, _ = inputs
+        k, v, _, blocks, _, _, *scales = inputs
         check_float_rows("the keys of kv_store", k, self.num_kv_heads * self.head_dim)
         check_float_rows("the values of kv_store", v, self.num_kv_heads * self.head_dim)
-        _check_cache(blocks, self.num_kv_heads, self.head_dim)
+        _check_cache(blocks, scales, self.num_kv_heads, self.head_dim)
         return ()
 
     def evaluate(self, inputs: Sequence[Array], context: EvaluationContext) -> tuple[Array, ...]:
-        k, v, offsets, blocks, cache_lengths, table = inputs
+        k, v, offsets, blocks, cache_lengths, table, *scales = inputs
         layer, page_size = self.layer + context.layer, blocks.shape[3]
         for request in _requests(offsets, cache_lengths):
             pages = table[request.number, request.positions // page_size]
             slots = request.positions % page_size
             shape = (request.positions.size, self.num_kv_heads, self.head_dim)
-            blocks[pages, 0, layer, slots] = k[request.rows].reshape(shape).astype(blocks.dtype)
-            blocks[pages, 1, layer, slots] = v[request.rows].reshape(shape).astype(blocks.dtype)
+            for plane, heads in enumerate((k[request.rows].reshape(shape), v[request.rows].reshape(shape))):
+                if scales:
+                    codes, scale = _codes(heads)
+                    blocks[pages, plane, layer, slots] = codes
+                    scales[0][pages, plane, layer, slots] = scale
+                else:
+                    blocks[pages, plane, layer, slots] = heads.astype(blocks.dtype)
         return ()
 
 
@@ -208,9 +241,9 @@ class PagedAttention(Op):
     opcode: ClassVar[str] = "paged_attention"
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
-        q, _, blocks, _, _ = inputs
+        q, _, blocks, _, _, *scales = inputs
         check_float_rows("the queries of paged_attention", q, self.num_heads * self.head_dim)
-        _check_cache(blocks, self.num_kv_heads, self.head_dim)
+        _check_cache(blocks, scales, self.num_kv_heads, self.head_dim)
         if self.num_heads % self.num_kv_heads:
             raise ShapeError("the queries of paged_attention", f"{self.num_heads} heads", f"{self.num_kv_heads} x n")
         if self.window < 0:
@@ -218,7 +251,7 @@ class PagedAttention(Op):
         return (q,)
 
     def evaluate(self, inputs: Sequence[Array], context: EvaluationContext) -> tuple[Array, ...]:
-        q, offsets, blocks, cache_lengths, table = inputs
+        q, offsets, blocks, cache_lengths, table, *scales = inputs
         layer, page_size = self.layer + context.layer, blocks.shape[3]
         result = np.zeros_like(q)
         for request in _requests(offsets, cache_lengths):
@@ -226,8 +259,10 @@ class PagedAttention(Op):
                 continue
             seen = np.arange(request.positions[-1] + 1)
             places = (table[request.number, seen // page_size], seen % page_size)
-            keys = blocks[places[0], 0, layer, places[1]].astype(np.float32)
-            values = blocks[places[0], 1, layer, places[1]].astype(np.float32)
+            keys, values = (blocks[places[0], plane, layer, places[1]].astype(np.float32) for plane in (0, 1))
+            if scales:
+                keys *= scales[0][places[0], 0, layer, places[1]]
+                values *= scales[0][places[0], 1, layer, places[1]]
             visible = seen <= request.positions[:, None]
             if self.window:
                 visible &= seen > request.positions[:, None] - self.window
@@ -271,7 +306,7 @@ def kv_store(
 ) -> None:
     """Write rotated keys and values `[rows, num_kv_heads * head_dim]` to the cache, before attention reads them."""
     op = KVStore(layer, num_kv_heads, head_dim)
-    k.graph.add(op, k, v, offsets, *cache)
+    k.graph.add(op, k, v, offsets, *cache.operands.values())
 
 
 def paged_attention(
@@ -300,4 +335,4 @@ def paged_attention(
         window: A query sees itself and the `window - 1` positions before it; None: all.
     """
     op = PagedAttention(layer, num_heads, num_kv_heads, head_dim, scale, window or 0)
-    return q.graph.add(op, q, offsets, *cache)[0]
+    return q.graph.add(op, q, offsets, *cache.operands.values())[0]

@@ -68,6 +68,11 @@ class KVCacheQuantizationConfig:
         if self.quantization_granularity < 1:
             raise ValueError(f"quantization_granularity must be at least 1, got {self.quantization_granularity}")
 
+    @classmethod
+    def of(cls, dtype: DType, head_dim: int) -> KVCacheQuantizationConfig | None:
+        """The scales that the kernels keep: for int8 a float32 for each head of each token, none for other types."""
+        return cls(DType.float32, head_dim) if dtype is DType.int8 else None
+
 
 @dataclass(frozen=True)
 class KVCacheParams:

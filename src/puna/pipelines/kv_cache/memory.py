@@ -88,7 +88,7 @@ def plan_num_blocks(
             f"a KV cache for {length} tokens ({params.bytes_per_token / 1024:.1f} KiB each)",
             (required + 1) * params.bytes_per_block,
             max(budget, 0),
-            "ask for a shorter context (--max-length) or a narrower cache (--kv-cache-dtype float16)",
+            "ask for a shorter context (--max-length) or a narrower cache (--kv-cache-dtype int8)",
         )
     return num_blocks
 

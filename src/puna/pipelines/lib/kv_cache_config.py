@@ -17,6 +17,7 @@ _FORMATS: Final = {
     "float32": DType.float32,
     "float16": DType.float16,
     "bfloat16": DType.bfloat16,
+    "int8": DType.int8,
 }
 _ACCELERATOR_FORMATS: Final = ("float8_e4m3fn", "float4_e2m1fnx2")
 
@@ -31,8 +32,8 @@ class KVCacheConfig:
         kv_connector: A store for pages outside the cache. None and `null`: there is none. The others are refused.
         kv_connector_config: Settings of that store.
         device_memory_utilization: Share of the memory that may be used, above 0, at most 1.
-        kv_cache_format: Element type of keys and values: `float32`, `float16`, `bfloat16`, or `auto`, which is
-            float16 for every encoding. None is `auto`.
+        kv_cache_format: Element type of keys and values: `float32`, `float16`, `bfloat16`, `int8` (codes with a
+            float32 scale for each head of each token), or `auto`, which is float16 for every encoding. None is `auto`.
 
     Raises:
         InvalidRequestError: a value is out of range, unknown, or one that only accelerators have.

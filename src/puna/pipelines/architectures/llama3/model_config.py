@@ -17,7 +17,7 @@ from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import DeviceRef
 from puna.graph.quantization import QuantizationEncoding
 from puna.graph.weights import WeightData
-from puna.nn.kv_cache import KVCacheParams
+from puna.nn.kv_cache import KVCacheParams, KVCacheQuantizationConfig
 from puna.nn.quant_config import QuantConfig, QuantizationConfig
 from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, RopeScalingParams, RotaryEmbedding
 from puna.nn.transformer import DecoderSpec, ReturnHiddenStates, ReturnLogits
@@ -192,12 +192,13 @@ class Llama3Config(ArchConfigWithKVCache):
         Raises:
             ValueError: the sizes do not fit each other, see `KVCacheParams`.
         """
+        head_dim = Llama3Config.get_head_dim(huggingface_config)
         speculative = pipeline_config.speculative
         reads_states = speculative is not None and speculative.reads_hidden_states
         return KVCacheParams(
             dtype=cache_dtype,
             n_kv_heads=read_count(huggingface_config, "num_key_value_heads"),
-            head_dim=Llama3Config.get_head_dim(huggingface_config),
+            head_dim=head_dim,
             num_layers=Llama3Config.get_num_layers(huggingface_config),
             devices=list(devices),
             enable_prefix_caching=kv_cache_config.enable_prefix_caching,
@@ -205,6 +206,7 @@ class Llama3Config(ArchConfigWithKVCache):
             kv_connector_config=kv_cache_config.kv_connector_config,
             page_size=kv_cache_config.kv_cache_page_size,
             num_q_heads=read_count(huggingface_config, "num_attention_heads"),
+            kvcache_quant_config=KVCacheQuantizationConfig.of(cache_dtype, head_dim),
             data_parallel_degree=pipeline_config.model.data_parallel_degree,
             num_eagle_speculative_tokens=(
                 speculative.num_speculative_tokens if speculative is not None and reads_states else 0
