@@ -11,7 +11,7 @@ import numpy as np
 from puna.entrypoints.llm import LLM
 from puna.pipelines.batch import FinishReason
 from puna.pipelines.context import LogProbabilities, TextContext, TokenBuffer
-from puna.pipelines.kv_cache import CacheKey, PagedKVCacheManager
+from puna.pipelines.kv_cache import BlockStore, CacheKey, PagedKVCacheManager
 from puna.pipelines.request import RequestID
 from puna.pipelines.sampling import Sampler
 from puna.pipelines.sampling_params import SamplingParams
@@ -39,17 +39,21 @@ class RealLoop:
         num_blocks: Pages of the cache.
         limits: What a step may hold.
         shuffle: Seed of the order in which pages are handed out; None: ascending.
+        store: Where pages are kept on disk; None: nowhere.
     """
 
     llm: LLM
     num_blocks: int = 64
     limits: SchedulerLimits = field(default_factory=SchedulerLimits)
     shuffle: int | None = None
+    store: BlockStore | None = None
 
     def __post_init__(self) -> None:
         model: Any = self.llm.model
-        self.kv = PagedKVCacheManager(model.kv_params, self.num_blocks)
-        self.scheduler = Scheduler([self.kv], self.limits, model.rope if model.rope.depends_on_length else None)
+        replicas = range(model.kv_params.data_parallel_degree)
+        self.kvs = [PagedKVCacheManager(model.kv_params, self.num_blocks, self.store) for _ in replicas]
+        self.kv = self.kvs[0]
+        self.scheduler = Scheduler(self.kvs, self.limits, model.rope if model.rope.depends_on_length else None)
         self.pipeline = TextGenerationPipeline(model, self.scheduler, Sampler())
         if self.shuffle is not None:
             pages = [RequestID(f"page {index}") for index in range(self.num_blocks)]
@@ -69,8 +73,9 @@ class RealLoop:
                 outcome.tokens += delta.tokens
                 outcome.log_probabilities += delta.log_probabilities
                 outcome.finish_reason, outcome.error = delta.finish_reason, delta.error
-            self.kv.check()
-        assert self.kv.counts().used == 0
+            for kv in self.kvs:
+                kv.check()
+        assert all(kv.counts().used == 0 for kv in self.kvs)
         for context in contexts:
             for process in context.sampling_params.logits_processors or ():
                 outcomes[context.request_id].logits = getattr(process, "rows", [])

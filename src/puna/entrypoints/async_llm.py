@@ -43,6 +43,7 @@ class AsyncLLM:
     def __init__(self, model: str | Path = DEFAULT_MODEL, *, max_queue_size: int = 512, **options: Any) -> None:
         values = EngineOptions(**options)
         loaded = load_model(str(model), values)
+        self._loaded = loaded
         self._preparation = Preparation(loaded, values.seed)
         self._engine = AsyncEngine(loaded.pipeline, max_queue_size=max_queue_size)
         self.name = str(model)
@@ -147,6 +148,7 @@ class AsyncLLM:
     async def close(self) -> None:
         """Ends all requests, and the thread."""
         await asyncio.to_thread(self._engine.shutdown)
+        await asyncio.to_thread(self._loaded.close)
 
 
 def _named(request: GenerateRequest, request_id: str | None) -> GenerateRequest:

@@ -47,6 +47,11 @@ class LLM(ReadsPrompts):
         block_size: Tokens of a page of the KV cache.
         enable_prefix_caching: Whether requests with equal beginnings share pages.
         enable_weight_cache: Whether packed weights are kept on disk, and mapped when an earlier load kept them.
+        prefix_cache_dir: A directory where pages of prompts and texts are kept, so that a later process continues them
+            without reading them again; None: none. It is as confidential as they are.
+        prefix_cache_bytes: Most bytes of the files there; the least recently used ones make room.
+        data_parallel_degree: Copies of the model that run at the same time on their share of the threads, each with its
+            own `max_num_seqs`, `max_num_batched_tokens` and part of the KV cache; the weights are there once.
         threads: Threads that work on a step; None: as many as this process may use.
         seed: What the seeds of requests without one are drawn from; None: from the system.
         generation_config: `auto`: requests without sampling values take those of the checkpoint's
@@ -83,6 +88,9 @@ class LLM(ReadsPrompts):
         block_size: int = 128,
         enable_prefix_caching: bool = True,
         enable_weight_cache: bool = True,
+        prefix_cache_dir: str | Path | None = None,
+        prefix_cache_bytes: int = 10 << 30,
+        data_parallel_degree: int = 1,
         threads: int | None = None,
         seed: int | None = None,
         generation_config: GenerationConfig = "auto",
@@ -101,6 +109,9 @@ class LLM(ReadsPrompts):
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
             enable_weight_cache=enable_weight_cache,
+            prefix_cache_dir=prefix_cache_dir,
+            prefix_cache_bytes=prefix_cache_bytes,
+            data_parallel_degree=data_parallel_degree,
             threads=threads,
             seed=seed,
             generation_config=generation_config,
@@ -128,6 +139,8 @@ class LLM(ReadsPrompts):
     def close(self) -> None:
         """Ends all requests and gives the memory back. Harmless when it was done before."""
         self._driver.close()
+        if not self._is_closed:
+            self._loaded.close()
         self._is_closed = True
         for name in ("_loaded", "_preparation"):
             self.__dict__.pop(name, None)

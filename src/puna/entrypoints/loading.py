@@ -11,14 +11,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from puna.driver import CPU
+from puna.driver import CPU, Device
 from puna.engine import InferenceSession
+from puna.entrypoints.prefix_store import open_prefix_store
 from puna.entrypoints.weight_cache import weight_cache
 from puna.errors import InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
 from puna.graph.weights import GGUFWeights
 from puna.models import find_model
 from puna.pipelines.architectures import register_all_models
-from puna.pipelines.kv_cache import MachineMemory, PagedKVCacheManager, machine_memory, plan_num_blocks
+from puna.pipelines.kv_cache import BlockStore, MachineMemory, PagedKVCacheManager, machine_memory, plan_num_blocks
 from puna.pipelines.lib import (
     PIPELINE_REGISTRY,
     KVCacheConfig,
@@ -59,6 +60,9 @@ class EngineOptions:
     block_size: int = 128
     enable_prefix_caching: bool = True
     enable_weight_cache: bool = True
+    prefix_cache_dir: str | Path | None = None
+    prefix_cache_bytes: int = 10 << 30
+    data_parallel_degree: int = 1
     threads: int | None = None
     seed: int | None = None
     generation_config: GenerationConfig = "auto"
@@ -98,6 +102,7 @@ class LoadedModel:
         sampling_defaults: What the checkpoint states about sampling, unless that was switched off.
         max_model_len: Most tokens of a request, prompt and output together.
         notices: What a person should know about how it was loaded.
+        store: Where prefixes are kept beyond the life of the process, or None.
     """
 
     name: str
@@ -107,6 +112,12 @@ class LoadedModel:
     sampling_defaults: SamplingParamsInput
     max_model_len: int
     notices: tuple[str, ...]
+    store: BlockStore | None = None
+
+    def close(self) -> None:
+        """Writes what the store was given and ends its thread."""
+        if self.store is not None:
+            self.store.close()
 
 
 def load_model(name: str, options: EngineOptions) -> LoadedModel:
@@ -129,7 +140,7 @@ def load_model(name: str, options: EngineOptions) -> LoadedModel:
             max_num_steps=options.max_num_steps,
         ),
     )
-    model, pipeline, cache_tokens = _load_pipeline(pipeline_config, options)
+    model, pipeline, cache_tokens, store = _load_pipeline(pipeline_config, options)
     max_model_len = min(model.max_seq_len, cache_tokens)
     notices: tuple[str, ...] = ()
     if max_model_len < model.max_seq_len:
@@ -142,6 +153,7 @@ def load_model(name: str, options: EngineOptions) -> LoadedModel:
         config.sampling_params_defaults if options.generation_config == "auto" else SamplingParamsInput(),
         max_model_len,
         notices,
+        store,
     )
 
 
@@ -166,6 +178,7 @@ def _model_config(name: str, options: EngineOptions) -> MAXModelConfig:
         served_model_name=name,
         max_length=options.max_model_len,
         chat_template=Path(options.chat_template) if options.chat_template is not None else None,
+        data_parallel_degree=options.data_parallel_degree,
         kv_cache=KVCacheConfig(
             kv_cache_page_size=options.block_size,
             kv_cache_format=options.kv_cache_dtype,
@@ -191,12 +204,16 @@ def _tokenizer_or_reason(result: Callable[[], Tokenizer]) -> Tokenizer | Unsuppo
         return error
 
 
-def _load_pipeline(config: PipelineConfig, options: EngineOptions) -> tuple[Any, TextGenerationPipeline, int]:
-    """The loaded model, the loop over it, and how many tokens of one request its cache holds."""
+def _load_pipeline(
+    config: PipelineConfig, options: EngineOptions
+) -> tuple[Any, TextGenerationPipeline, int, BlockStore | None]:
+    """The loaded model, the loop over it, how many tokens of one request its cache holds, and its store."""
     architecture = PIPELINE_REGISTRY.retrieve(config)
     model_config = config.model
     _require_room_for_weights(model_config.files.size_bytes)
+    devices: list[Device] = [CPU(number) for number in range(options.data_parallel_degree)]
     session = InferenceSession(
+        devices,
         num_threads=options.threads,
         precision=options.dtype,
         variant=kernel_variant(),
@@ -207,13 +224,18 @@ def _load_pipeline(config: PipelineConfig, options: EngineOptions) -> tuple[Any,
     model: Any = architecture.pipeline_model(
         config,
         session,
-        [CPU()],
+        devices,
         model_config.kv_cache,
         model_config.weights,
         adapter=architecture.weight_adapters.get(weights_format),
         return_logits=config.return_logits,
     )
-    kv = PagedKVCacheManager(model.kv_params, _num_blocks(model, config, options))
+    store = None
+    if options.prefix_cache_dir is not None:
+        directory = Path(options.prefix_cache_dir)
+        store = open_prefix_store(directory, model, session, options.prefix_cache_bytes)
+    num_blocks = _num_blocks(model, config, options)
+    kv_managers = [PagedKVCacheManager(model.kv_params, num_blocks, store) for _device in devices]
     runtime = config.runtime
     limits = SchedulerLimits(
         max_batch_size=options.max_num_seqs,
@@ -225,19 +247,19 @@ def _load_pipeline(config: PipelineConfig, options: EngineOptions) -> tuple[Any,
         admission_watermark=runtime.kvcache_ce_watermark,
     )
     rope = model.rope
-    scheduler = Scheduler([kv], limits, rope if rope.depends_on_length else None)
-    return model, TextGenerationPipeline(model, scheduler, Sampler()), kv.max_tokens
+    scheduler = Scheduler(kv_managers, limits, rope if rope.depends_on_length else None)
+    return model, TextGenerationPipeline(model, scheduler, Sampler()), kv_managers[0].max_tokens, store
 
 
 def _num_blocks(model: Any, config: PipelineConfig, options: EngineOptions) -> int:
-    """Pages of the KV cache: what `kv_cache_memory` holds, else what the machine's memory does."""
+    """Pages of a replica's KV cache: its part of `kv_cache_memory`, else of the machine's memory."""
     asked = options.kv_cache_memory
     memory = machine_memory().less(model.model.report.mapped_bytes)
     if asked is not None and asked > memory.available:
         raise InsufficientMemoryError("the KV cache (kv_cache_memory)", asked, memory.available, "ask for less")
     return plan_num_blocks(
         model.kv_params,
-        memory if asked is None else MachineMemory(memory.total, asked),
+        MachineMemory(memory.total, (memory.available if asked is None else asked) // options.data_parallel_degree),
         max_seq_len=model.max_seq_len,
         max_batch_size=options.max_num_seqs,
         utilization=config.model.kv_cache.device_memory_utilization if asked is None else 1.0,
