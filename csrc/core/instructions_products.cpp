@@ -1,4 +1,4 @@
-// Instructions around matrix products: embed, norm, quantize, matmul, swiglu.
+// Instructions around matrix products: embed, norm, quantize, matmul, glu.
 #include <array>
 
 #include "../quant/a8.h"
@@ -272,13 +272,14 @@ class Matmul final : public Instruction {
   bool two_terms_;
 };
 
-class Swiglu final : public Instruction {
+class Glu final : public Instruction {
  public:
-  explicit Swiglu(FieldReader& fields)
+  explicit Glu(FieldReader& fields)
       : x_(read_index(fields, "x")),
         width_(read_width(fields, "width")),
         out_(read_optional(fields, "out")),
-        out_a8_(read_optional(fields, "out_a8")) {
+        out_a8_(read_optional(fields, "out_a8")),
+        activation_(fields.choice("activation", {"silu", "gelu_tanh"}) == 0 ? Activation::silu : Activation::gelu_tanh) {
     if (out_ < 0 && out_a8_ < 0) invalid(fields.owner(), ": one of 'out' and 'out_a8' must be a buffer");
   }
 
@@ -303,13 +304,15 @@ class Swiglu final : public Instruction {
   Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(x_)}; }
 
   void run(const Step& step, const Frame&, const Worker& worker, const Part& part) const override {
-    const SwigluArgs args = {step.floats_of(x_),         step.ld(x_),                  floats_or_null(step, out_),
-                             ld_or_zero(step, out_), bytes_or_null(step, out_a8_), width_};
-    worker.kernels.swiglu(args, part.begin, part.end, worker.scratch);
+    const GluArgs args = {
+        activation_, step.floats_of(x_), step.ld(x_), floats_or_null(step, out_), ld_or_zero(step, out_),
+        bytes_or_null(step, out_a8_), width_};
+    worker.kernels.glu(args, part.begin, part.end, worker.scratch);
   }
 
  private:
   int64_t x_, width_, out_, out_a8_;
+  Activation activation_;
 };
 
 template <typename T>
@@ -326,6 +329,6 @@ std::unique_ptr<const Instruction> make_matmul(FieldReader& fields) { return std
 std::unique_ptr<const Instruction> make_matmul_out(FieldReader& fields) {
   return std::make_unique<Matmul>(fields, true);
 }
-std::unique_ptr<const Instruction> make_swiglu(FieldReader& fields) { return make<Swiglu>(fields); }
+std::unique_ptr<const Instruction> make_glu(FieldReader& fields) { return make<Glu>(fields); }
 
 }  // namespace puna

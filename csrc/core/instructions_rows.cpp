@@ -108,6 +108,37 @@ class Clamp final : public Instruction {
   float limit_;
 };
 
+class Softcap final : public Instruction {
+ public:
+  explicit Softcap(FieldReader& fields)
+      : x_(read_index(fields, "x")),
+        col_(read_column(fields, "col")),
+        width_(read_width(fields, "width")),
+        cap_(read_float(fields, "cap")) {
+    if (!(cap_ > 0)) invalid(fields.owner(), ": field 'cap' must be more than 0, got ", cap_);
+  }
+
+  void check(const Declarations& declarations, const Frame&, Needs&) const override {
+    check_floats(declarations, "x", x_, col_, width_);
+  }
+
+  Cost cost(const Step& step, const Frame&) const override {
+    const int64_t elements = step.rows_of(x_) * width_;
+    return {2 * elements * kFloat, 30 * elements};
+  }
+
+  Work work(const Step& step, const Frame&, int) const override { return {step.rows_of(x_)}; }
+
+  void run(const Step& step, const Frame&, const Worker& worker, const Part& part) const override {
+    const SoftcapArgs args = {step.floats_of(x_) + col_, step.ld(x_), width_, cap_};
+    worker.kernels.softcap(args, part.begin, part.end);
+  }
+
+ private:
+  int64_t x_, col_, width_;
+  float cap_;
+};
+
 class Copy final : public Instruction {
  public:
   explicit Copy(FieldReader& fields)
@@ -245,6 +276,7 @@ std::unique_ptr<const Instruction> make(FieldReader& fields) {
 
 std::unique_ptr<const Instruction> make_add(FieldReader& fields) { return make<Add>(fields); }
 std::unique_ptr<const Instruction> make_scale(FieldReader& fields) { return make<Scale>(fields); }
+std::unique_ptr<const Instruction> make_softcap(FieldReader& fields) { return make<Softcap>(fields); }
 std::unique_ptr<const Instruction> make_clamp(FieldReader& fields) { return make<Clamp>(fields); }
 std::unique_ptr<const Instruction> make_copy(FieldReader& fields) { return make<Copy>(fields); }
 std::unique_ptr<const Instruction> make_gather_rows(FieldReader& fields) { return make<GatherRows>(fields); }

@@ -55,7 +55,11 @@ struct NormArgs {
   float eps;
 };
 
-struct SwigluArgs {
+enum class Activation : uint8_t { silu, gelu_tanh };
+
+// out = activation(gate) * up.
+struct GluArgs {
+  Activation activation;
   const float* x;            // gate in columns 0 … width-1, up in the next `width`
   int64_t ldx;
   float* out;                // or null
@@ -92,6 +96,14 @@ struct ClampArgs {
   int64_t ldx;
   int64_t width;
   float limit;
+};
+
+// x = cap * tanh(x / cap).
+struct SoftcapArgs {
+  float* x;
+  int64_t ldx;
+  int64_t width;
+  float cap;
 };
 
 // The most elements of a head, and so the most that are rotated; more would overflow sums of int8 attention.
@@ -175,12 +187,13 @@ struct KernelTable {
   void (*matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end, float* scratch);
   int64_t (*matmul_scratch_floats)(const MatmulArgs& args);
 
-  // `scratch` of norm and swiglu: `width` floats rounded up to 16, used when `out` is null.
+  // `scratch` of norm and glu: `width` floats rounded up to 16, used when `out` is null.
   void (*norm)(const NormArgs& args, int64_t row_begin, int64_t row_end, float* scratch);
-  void (*swiglu)(const SwigluArgs& args, int64_t row_begin, int64_t row_end, float* scratch);
+  void (*glu)(const GluArgs& args, int64_t row_begin, int64_t row_end, float* scratch);
   void (*add)(const AddArgs& args, int64_t row_begin, int64_t row_end);
   void (*scale)(const ScaleArgs& args, int64_t row_begin, int64_t row_end);
   void (*clamp)(const ClampArgs& args, int64_t row_begin, int64_t row_end);
+  void (*softcap)(const SoftcapArgs& args, int64_t row_begin, int64_t row_end);
   void (*rope_kv)(const RopeKvArgs& args, int64_t row_begin, int64_t row_end);
   // All splits of a tile, into `out`. `scratch`: attention_scratch_floats, 64-byte aligned.
   void (*attention)(const AttentionArgs& args, const AttentionTile& tile, float* scratch);

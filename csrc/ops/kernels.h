@@ -8,9 +8,10 @@
 namespace puna::PUNA_NS {
 
 void norm(const NormArgs& args, int64_t row_begin, int64_t row_end, float* scratch);
-void swiglu(const SwigluArgs& args, int64_t row_begin, int64_t row_end, float* scratch);
+void glu(const GluArgs& args, int64_t row_begin, int64_t row_end, float* scratch);
 void add_rows(const AddArgs& args, int64_t row_begin, int64_t row_end);
 void scale_rows(const ScaleArgs& args, int64_t row_begin, int64_t row_end);
+void softcap_rows(const SoftcapArgs& args, int64_t row_begin, int64_t row_end);
 void clamp_rows(const ClampArgs& args, int64_t row_begin, int64_t row_end);
 void rope_kv(const RopeKvArgs& args, int64_t row_begin, int64_t row_end);
 void attention(const AttentionArgs& args, const AttentionTile& tile, float* scratch);

@@ -19,7 +19,8 @@ bool run_call(const Call& call, const KernelTable& kernels) {
   };
   static constexpr Check kChecks[] = {
       {"dequantize", check_dequantize}, {"quantize", check_quantize}, {"matmul", check_matmul},
-      {"norm", check_norm},             {"swiglu", check_swiglu},     {"add", check_add},
+      {"norm", check_norm},             {"softcap", check_softcap},
+      {"glu", check_glu},     {"add", check_add},
       {"scale", check_scale},           {"clamp", check_clamp},       {"rope_kv", check_rope_kv},
       {"attention", check_attention},
   };

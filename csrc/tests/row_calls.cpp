@@ -1,4 +1,4 @@
-// Kernels that take row by row: norms, SwiGLU, sums, factors, limits.
+// Kernels that take row by row: norms, gated activations, sums, factors, limits.
 #include <algorithm>
 
 #include "compare.h"
@@ -47,7 +47,7 @@ void each_way(int64_t rows, F f) {
   });
 }
 
-// Norm and SwiGLU: into floats, into codes, into both. `Args` are complete but for what they write.
+// Norm and glu: into floats, into codes, into both. `Args` are complete but for what they write.
 template <typename Args>
 bool check_results(const Call& call, const KernelTable& kernels, Args args,
                    void (*kernel)(const Args&, int64_t, int64_t, float*)) {
@@ -103,13 +103,14 @@ bool check_norm(const Call& call, const KernelTable& kernels) {
   return x.holds(call.where() + ", in place", call.floats("out"));
 }
 
-bool check_swiglu(const Call& call, const KernelTable& kernels) {
-  SwigluArgs args = {};
+bool check_glu(const Call& call, const KernelTable& kernels) {
+  GluArgs args = {};
   args.width = call.integer("width");
+  args.activation = call.text("activation") == "silu" ? Activation::silu : Activation::gelu_tanh;
   const Table x(call.floats("x"), 2 * args.width, 2 * args.width + 2);
   args.x = x.data();
   args.ldx = x.ld;
-  return check_results(call, kernels, args, kernels.swiglu);
+  return check_results(call, kernels, args, kernels.glu);
 }
 
 bool check_add(const Call& call, const KernelTable& kernels) {
@@ -134,6 +135,23 @@ bool check_add(const Call& call, const KernelTable& kernels) {
       run([&](int64_t begin, int64_t end) { kernels.add(args, begin, end); });
       is_good &= out.holds(call.where() + way + ", target " + std::to_string(target), recorded);
     }
+  });
+  return is_good;
+}
+
+bool check_softcap(const Call& call, const KernelTable& kernels) {
+  const std::vector<float> recorded = call.floats("out");
+  SoftcapArgs args = {};
+  args.width = call.integer("width");
+  args.cap = call.number("cap");
+  const int64_t rows = static_cast<int64_t>(recorded.size()) / args.width;
+  bool is_good = true;
+  each_way(rows, [&](const char* way, auto run) {
+    const Table x(call.floats("x"), args.width, args.width + 1);
+    args.x = x.data();
+    args.ldx = x.ld;
+    run([&](int64_t begin, int64_t end) { kernels.softcap(args, begin, end); });
+    is_good &= x.holds(call.where() + way, recorded);
   });
   return is_good;
 }

@@ -84,18 +84,18 @@ def test_fusion_leaves_few_instructions() -> None:
     executor, fake = native(graph, weights, ("F16",))
     layer, last = fake.programs[0].subs
     assert [op for op, _ in layer] == [
-        "norm", "matmul", "rope_kv", "attention", "quantize", "matmul", "norm", "matmul", "swiglu", "matmul",
+        "norm", "matmul", "rope_kv", "attention", "quantize", "matmul", "norm", "matmul", "glu", "matmul",
     ]  # fmt: skip
     assert [op for op, _ in last] == [
         "norm", "matmul", "rope_kv", "attention", "gather_rows", "gather_rows", "quantize", "matmul", "norm", "matmul",
-        "swiglu", "matmul",
+        "glu", "matmul",
     ]  # fmt: skip
     assert [op for op, _ in fake.programs[0].main] == [
         "rope_angles", "embed", "call", "call", "call", "norm", "quantize", "matmul_out",
     ]  # fmt: skip
     assert [fields["sub"] for op, fields in fake.programs[0].main if op == "call"] == [0, 0, 1]
     assert [len(fields["weights"]) for op, fields in layer if op == "matmul"] == [3, 1, 2, 1]
-    assert all(fields["out"] < 0 for op, fields in layer if op in ("norm", "swiglu"))
+    assert all(fields["out"] < 0 for op, fields in layer if op in ("norm", "glu"))
     residuals = [(fields["residual"], fields["out"]) for op, fields in layer if op == "matmul"]
     assert [residual >= 0 for residual, _ in residuals] == [False, True, False, True]
     assert all(residual in (-1, out) for residual, out in residuals)

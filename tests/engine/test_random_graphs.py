@@ -56,7 +56,7 @@ def append_random(random: np.random.Generator, pool: list[Value], calls: list[Gr
         case 4:
             pool.append(ops.divide(x, 3.0))
         case 5:
-            pool.append(ops.swiglu(x, pick(width)))
+            pool.append(ops.glu(x, pick(width)))
         case 6:
             pool.append(ops.concat_columns(pick(32), pick(32)))
         case 7 if width == 64:

@@ -66,6 +66,7 @@ ATTENTION = {
     "scale": 1.0,
     "window": 0,
 }
+GLU = {"x": 0, "width": 32, "out": 1, "out_a8": -1, "activation": "silu"}
 HEAD_NORM = {"x": 0, "col": 0, "width": 64, "parts": 2, "eps": 1e-5, "weight": 0}
 MATMUL_OUT = {key: MATMUL[key] for key in MATMUL.keys() - {"out", "residual"}} | {"output": 0}
 COPY_OUT = {"x": 0, "col": 0, "width": 64, "output": 0, "out_col": 0, "rows": "T"}
@@ -128,8 +129,11 @@ def test_the_base_of_the_refusals_is_fine() -> None:
         ("matmul", {**MATMUL, "clip": -1.0}, "'clip' must be 0"),
         ("matmul", {**MATMUL, "biases": [1]}, "'biases' must be a vector"),
         ("matmul", {**MATMUL, "weights": [2], "x": 1}, "needs rows of"),
-        ("swiglu", {"x": 0, "width": 64, "out": 1, "out_a8": -1}, "'x' needs columns 0 to 128"),
-        ("swiglu", {"x": 0, "width": 32, "out": -1, "out_a8": -1}, "one of 'out' and 'out_a8'"),
+        ("glu", {**GLU, "activation": "relu"}, "'activation' must be one of 'silu'"),
+        ("softcap", {"x": 0, "col": 1, "width": 64, "cap": 1.0}, "'x' needs columns 1 to 65"),
+        ("softcap", {"x": 0, "col": 0, "width": 64, "cap": 0.0}, "'cap' must be more than 0"),
+        ("glu", {**GLU, "width": 64}, "'x' needs columns 0 to 128"),
+        ("glu", {**GLU, "out": -1}, "one of 'out' and 'out_a8'"),
         ("rope_angles", {"rope": 1, "out": 1}, "'rope' is 1, the program has 1"),
         ("rope_angles", {"rope": 0, "out": 2}, "'out' must have rows T"),
         ("rope_kv", {**ROPE, "k_col": 16}, "overlap the keys or values at column 16"),

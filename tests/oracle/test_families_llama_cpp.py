@@ -54,6 +54,8 @@ KINDS = {
     "minicpm": ("none",),
     "baichuan": ("none",),
     "orion": ("none",),
+    "gemma": ("none",),
+    "gemma3_text": ("none",),
 }
 
 

@@ -70,18 +70,20 @@ def _matmul(fields: dict[str, Any], variant: str, op: str) -> dict[str, Array]:
 def _by_rows(fields: dict[str, Any], variant: str, op: str) -> dict[str, Array]:
     width = fields["width"]
     operand = fields["a"] if op == "add" else fields["x"]
-    rig = Rig(operand.reshape(-1, 2 * width if op == "swiglu" else width), variant)
-    out = rig.x if op == "clamp" else rig.buffer(width)
+    rig = Rig(operand.reshape(-1, 2 * width if op == "glu" else width), variant)
+    out = rig.x if op in ("clamp", "softcap") else rig.buffer(width)
     if op == "norm":
         vectors = {name: rig.vector(fields.get(name)) for name in ("weight", "bias")}
         rig.emit(op, x=rig.x, out=out, out_a8=-1, kind=fields["kind"], eps=fields["eps"], width=width, **vectors)
-    elif op == "swiglu":
-        rig.emit(op, x=rig.x, width=width, out=out, out_a8=-1)
+    elif op == "glu":
+        rig.emit(op, x=rig.x, width=width, out=out, out_a8=-1, activation=fields["activation"])
     elif op == "add":
         second = _table(rig, fields["b"].reshape(-1, width))
         rig.emit(op, a=rig.x, b=second, out=out, width=width, multiplier=fields["multiplier"])
     elif op == "scale":
         rig.emit(op, x=rig.x, out=out, width=width, multiplier=fields["factor"], divide=fields["divide"])
+    elif op == "softcap":
+        rig.emit(op, x=rig.x, col=0, width=width, cap=fields["cap"])
     else:
         assert op == "clamp"
         rig.emit(op, x=rig.x, col=0, width=width, limit=fields["limit"])

@@ -45,6 +45,8 @@ FAMILIES = (
     "minicpm",
     "baichuan",
     "orion",
+    "gemma",
+    "gemma3_text",
 )
 # Not in transformers: these are compared with one of its classes on rearranged tensors.
 REARRANGED = ("exaone", "internlm", "internlm2", "internlm3", "minicpm", "baichuan", "orion")
@@ -59,6 +61,7 @@ ROPES_OF = {
     **dict.fromkeys(("internlm", "internlm2"), ("none", "dynamic")),
     "exaone": ("none", "llama3"),
     "minicpm": ("none", "longrope"),
+    "gemma3_text": ("none", "linear"),
 }
 ROPE_CASES = [(family, rope) for family in FAMILIES for rope in ROPES_OF.get(family, ("none", "yarn"))]
 ORIGINAL_LENGTH = 24
@@ -90,6 +93,8 @@ _ARCHITECTURES = {
     "minicpm": "MiniCPMForCausalLM",
     "baichuan": "BaichuanForCausalLM",
     "orion": "OrionForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
 _COMMON: dict[str, Any] = {
     "vocab_size": 131,
@@ -154,6 +159,18 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "baichuan": {"num_key_value_heads": 9, "head_dim": None},
     "orion": {"head_dim": None},
+    "gemma": {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+    "gemma3_text": {
+        "hidden_act": None,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 10,
+        "sliding_window": WINDOW,
+        "num_hidden_layers": 7,
+        "rope_theta": 20000.0,
+        "rope_local_base_freq": 500.0,
+        "final_logit_softcapping": 3.0,
+    },
     "exaone4": {"sliding_window": WINDOW, "sliding_window_pattern": 4, "num_hidden_layers": 5},
     "olmo2": {"head_dim": None, **_SIX_HEADS},
     "olmo3": {
@@ -181,11 +198,13 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "olmo": {"clip_qkv": 1.2, "num_key_value_heads": 9, "head_dim": None},
 }
-_QK_NORMS = {"qwen3": "head", "exaone4": "head", "olmo2": "row", "olmo3": "row"}
+_SANDWICH = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_QK_NORMS = {"qwen3": "head", "gemma3_text": "head", "exaone4": "head", "olmo2": "row", "olmo3": "row"}
 # Norms of a layer, where they are not Llama's two.
 _NORMS = {
     **dict.fromkeys(("olmo2", "olmo3", "exaone4"), ("post_attention_layernorm", "post_feedforward_layernorm")),
     **dict.fromkeys(("cohere", "cohere2"), ("input_layernorm",)),
+    "gemma3_text": _SANDWICH,
     "glm4": ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
 }
 _QKV_BIAS = ("attention_bias", "use_qkv_bias", "qkv_bias", "bias")
@@ -294,6 +313,8 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
     heads, kv_heads, width = config["num_attention_heads"], config["num_key_value_heads"], config["intermediate_size"]
     found: Tensors = {}
 
+    centre = 0.0 if family.startswith("gemma") else 1.0  # of norms: Gemma's are 1 + weight
+
     def matrix(name: str, rows: int, cols: int, gain: float = 1.0) -> None:
         found[f"{name}.weight"] = (random.standard_normal((rows, cols)) * gain * cols**-0.5).astype(np.float32)
 
@@ -302,7 +323,7 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
 
     def norm(name: str) -> None:
         if family != "olmo":
-            vector(f"{name}.weight", hidden, 1.0)
+            vector(f"{name}.weight", hidden, centre)
         if family in ("stablelm", "orion"):
             vector(f"{name}.bias", hidden)
 
@@ -313,7 +334,8 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
             norm(f"{base}.{name}")
         if family in _QK_NORMS:
             for name, count in (("q", heads), ("k", kv_heads)):
-                vector(f"{base}.self_attn.{name}_norm.weight", size * (count if _QK_NORMS[family] == "row" else 1), 1.0)
+                width_of_norm = size * (count if _QK_NORMS[family] == "row" else 1)
+                vector(f"{base}.self_attn.{name}_norm.weight", width_of_norm, centre)
         if family == "phi3":
             matrix(f"{base}.self_attn.qkv_proj", (heads + 2 * kv_heads) * size, hidden, 1.5)
         else:

@@ -12,6 +12,7 @@ import numpy as np
 
 from puna.engine.instructions import OPERANDS
 from puna.graph.ops.attention import KVStore, PagedAttention, Rope
+from puna.graph.ops.elementwise import GLU, Activation
 from puna.graph.ops.linear import round_operand
 from puna.graph.ops.norm import LayerNorm, RMSNorm
 
@@ -194,9 +195,13 @@ class _Run:
         y = np.concatenate(parts, axis=1)
         return np.clip(y, -np.float32(clip), np.float32(clip)) if clip else y
 
-    def _swiglu(self, x: int, width: int, out: int, out_a8: int) -> None:
-        gate, up = self._read(x, width), self._read(x, width, width)
-        self._write_forms(gate / (1 + np.exp(-gate)) * up, out, out_a8)
+    def _softcap(self, x: int, col: int, width: int, cap: float) -> None:
+        self._write(x, np.float32(cap) * np.tanh(self._read(x, width, col) / np.float32(cap)), col)
+
+    def _glu(self, x: int, width: int, out: int, out_a8: int, activation: Activation) -> None:
+        rows = [self._read(x, width), self._read(x, width, width)]
+        (values,) = GLU(activation).evaluate(rows, None)  # type: ignore[arg-type]
+        self._write_forms(values, out, out_a8)
 
     def _rope_angles(self, rope: int, out: int) -> None:
         kind, facts = self.program.ropes[rope]

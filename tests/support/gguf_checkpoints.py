@@ -37,12 +37,13 @@ _GGUF_LAYER = {
     "post_feedforward_layernorm": "post_ffw_norm",
     "post_self_attn_layernorm": "post_attention_norm",
     "post_mlp_layernorm": "post_ffw_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
 }
 _GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-GGUF_ARCHITECTURE = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r"}
+GGUF_ARCHITECTURE = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r", "gemma3_text": "gemma3"}
 EXAONE_KEYS_INVERSE = {theirs: ours for ours, theirs in EXAONE_KEYS.items()}
 _PERMUTED = ("llama", "mistral", "granite", "olmo", "smollm3", "internlm2", "minicpm", "baichuan")
-_POST_NORMED = ("olmo2", "olmo3", "exaone4")
+_POST_NORMED = ("olmo2", "olmo3", "exaone4", "gemma3_text")
 _PLAIN = {"F32": np.float32, "F16": np.float16}
 
 
@@ -91,6 +92,8 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, GGUF_ARCHITECTURE.get(family, family), split_max_tensors=tensors_per_file)
     config = {EXAONE_KEYS_INVERSE.get(key, key): value for key, value in config.items()}
     tensors = llama_names(config, tensors)
+    if family.startswith("gemma"):
+        tensors = {name: values + 1 if "norm" in name else values for name, values in tensors.items()}
     _write_metadata(writer, config)
     for name, values in _rope_tensors(config).items():
         writer.add_tensor(name, values)
@@ -164,6 +167,9 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_embedding_scale(config["scale_emb"])
         writer.add_residual_scale(config["scale_depth"] / config["num_hidden_layers"] ** 0.5)
         writer.add_logit_scale(config["hidden_size"] / config["dim_model_base"])
+    if family == "gemma3_text":
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+        writer.add_float32("gemma3.rope.freq_base_swa", config["rope_local_base_freq"])
     if "logit_scale" in config:
         writer.add_logit_scale(config["logit_scale"])
     if family == "granite":
@@ -171,7 +177,7 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_attention_scale(config["attention_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
-    if family in ("mistral", "phi3", "olmo3", "cohere2", "exaone4"):
+    if family in ("mistral", "phi3", "olmo3", "cohere2", "exaone4", "gemma3_text"):
         writer.add_sliding_window(config.get("sliding_window", 0))
     _write_scaling(writer, config)
     _write_tokenizer(writer, config["vocab_size"])

@@ -211,13 +211,25 @@ def norm_calls() -> list[Call]:
     return calls
 
 
-def swiglu_calls() -> list[Call]:
+def glu_calls() -> list[Call]:
     """Widths around 16, and gates from all over the line: large negative ones show every bit of the exponential."""
-    calls = [by_scalar("swiglu", name=f"width_{n}", width=n, x=random_rows(3, 2 * n, 63)) for n in (1, 16, 23, 96)]
+    calls = []
     gates = np.concatenate([SPECIAL, np.linspace(-90, 90, 49, dtype=np.float32), np.float32([-87.3365, 88.7228, 1e30])])
-    x = np.concatenate([gates, np.full(gates.size, 3, np.float32)])[None]
-    calls.append(by_scalar("swiglu", name="special", width=gates.size, x=x))
+    special = np.concatenate([gates, np.full(gates.size, 3, np.float32)])[None]
+    for activation in ("silu", "gelu_tanh"):
+        kind = {"activation": activation}
+        for width in (1, 16, 23, 96):
+            x = random_rows(3, 2 * width, 63)
+            calls.append(by_scalar("glu", name=f"{activation}_{width}", width=width, x=x, **kind))
+        calls.append(by_scalar("glu", name=f"{activation}_special", width=gates.size, x=special, **kind))
     return calls
+
+
+def softcap_calls() -> list[Call]:
+    """Both branches of tanh, their border, and special values."""
+    near = np.nextafter(np.float32(0.625), np.float32([0, 1]))
+    x = np.concatenate([SPECIAL, -near, near, np.linspace(-20, 20, 81, dtype=np.float32)])[None]
+    return [by_scalar("softcap", name=f"cap_{cap:g}", width=x.size, x=x, cap=cap) for cap in (1.0, 30.0)]
 
 
 def elementwise_calls() -> list[Call]:
@@ -364,7 +376,7 @@ FILES = {
     "formats": lambda: [*dequantize_calls(), *quantize_calls()],
     "products": format_calls,
     "product_edges": lambda: [*extreme_calls(), *subnormal_calls(), *epilogue_calls()],
-    "rows": lambda: [*norm_calls(), *swiglu_calls(), *elementwise_calls()],
+    "rows": lambda: [*norm_calls(), *glu_calls(), *softcap_calls(), *elementwise_calls()],
     "attention": lambda: [*rope_calls(), *attention_calls()],
 }
 """What is in each file."""

@@ -116,7 +116,7 @@ def write_joined_product(variant: str, path: Path) -> None:
 
 
 def write_rows(variant: str, path: Path) -> None:
-    """Norms, SwiGLU, sums, factors, limits, copies; some of them in place."""
+    """Norms, GLU, sums, factors, limits, copies; some of them in place."""
     case, buffer = start(variant, random_rows(6, 192, 4))
     weight, bias = case.vector(random_rows(1, 100, 5)[0]), case.vector(random_rows(1, 100, 6)[0])
     results = []
@@ -125,10 +125,11 @@ def write_rows(variant: str, path: Path) -> None:
         case.emit("norm", x=buffer, out=out, out_a8=-1, kind=kind, eps=1e-5, weight=first, bias=second, width=100)
         results.append((out, 100))
     gated, total, divided = case.buffer(96), case.buffer(90), case.buffer(90)
-    case.emit("swiglu", x=buffer, width=96, out=gated, out_a8=-1)
+    case.emit("glu", x=buffer, width=96, out=gated, out_a8=-1, activation="silu")
     case.emit("add", a=buffer, b=gated, out=total, width=90, multiplier=0.3)
     case.emit("scale", x=total, out=divided, width=90, multiplier=0.7, divide=True)
     case.emit("clamp", x=divided, col=7, width=50, limit=0.5)
+    case.emit("softcap", x=divided, col=60, width=30, cap=1.5)
     case.emit("copy", x=total, col=1, out=divided, out_col=60, width=20)
     heads, head = case.buffer(60), case.vector(random_rows(1, 18, 7)[0])
     case.emit("copy", x=buffer, col=100, out=heads, out_col=0, width=60)
@@ -224,7 +225,7 @@ def write_decoder(variant: str, path: Path) -> None:
     matmul(case, mixed, hidden, [4], x, residual=x)
     case.emit("norm", out_a8=codes, weight=1, **norm)
     matmul(case, codes, hidden, [5], gates)
-    case.emit("swiglu", x=gates, width=feed, out=-1, out_a8=gated)
+    case.emit("glu", x=gates, width=feed, out=-1, out_a8=gated, activation="gelu_tanh")
     matmul(case, gated, feed, [6], x, residual=x)
     sub = case.end_sub()
     case.emit("embed", weight=table, out=x, scale=2.0)

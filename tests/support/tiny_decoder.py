@@ -46,6 +46,8 @@ KNOBS: dict[str, dict[str, Any]] = {
     "window_rope": {
         "sliding_window": 3, "sliding_window_layers": frozenset({0}), "window_rope": RotaryEmbedding(16, 16, 100.0),
     },
+    "gelu": {"activation": "gelu_tanh", "stacked_mlp": True},
+    "softcap": {"logits_softcap": 0.8, "return_logits": ReturnLogits.ALL},
     "half_cache": {"kv_dtype": DType.float16},
     "bfloat16_cache": {"kv_dtype": DType.bfloat16},
     "int8_cache": {"kv_dtype": DType.int8},

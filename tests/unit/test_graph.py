@@ -144,9 +144,9 @@ def test_elementwise() -> None:
     np.testing.assert_array_equal(evaluate([ROWS], lambda x: ops.scale(x, 0.1), x), x * np.float32(0.1))
     np.testing.assert_array_equal(evaluate([ROWS], lambda x: ops.divide(x, 3.0), x), x / np.float32(3))
     np.testing.assert_array_equal(evaluate([ROWS], lambda x: ops.clamp(x, 2.5), x), f32((1, -2, 2.5, -2.5)))
-    gated = evaluate([ROWS, ROWS], ops.swiglu, x, y)
+    gated = evaluate([ROWS, ROWS], ops.glu, x, y)
     np.testing.assert_allclose(gated, x / (1 + np.exp(-x)) * y, rtol=1e-6)
-    assert evaluate([ROWS, ROWS], ops.swiglu, f32((-1e4, 0, 0, 0)), y)[0, 0] == 0
+    assert evaluate([ROWS, ROWS], ops.glu, f32((-1e4, 0, 0, 0)), y)[0, 0] == 0
 
 
 def test_columns() -> None:
@@ -252,7 +252,7 @@ def test_calls_prefix_weights_and_count_layers() -> None:
     ("types", "operation", "error"),
     [
         ([ROWS, TensorType(DType.float32, (TOTAL_SEQ_LEN, 5))], ops.add, ShapeError),
-        ([ROWS, TensorType(DType.float32, (BATCH_SIZE, 4))], ops.swiglu, ShapeError),
+        ([ROWS, TensorType(DType.float32, (BATCH_SIZE, 4))], ops.glu, ShapeError),
         ([TensorType(DType.float16, (TOTAL_SEQ_LEN, 4))], lambda x: ops.scale(x, 2), DTypeError),
         ([TensorType(DType.float32, (TOTAL_SEQ_LEN,))], lambda x: ops.scale(x, 2), ShapeError),
         ([TensorType(DType.float32, (TOTAL_SEQ_LEN, "k"))], lambda x: ops.scale(x, 2), ShapeError),

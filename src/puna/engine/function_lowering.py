@@ -17,7 +17,7 @@ from puna.engine.placement import LoweredSubgraph, Place, Placement, unsupported
 from puna.engine.products import ProductLowering
 from puna.graph import Call, Graph, Node, Value, Weight
 from puna.graph.ops.attention import KVStore, PagedAttention, Rope, RopeAngles
-from puna.graph.ops.elementwise import Add, Clamp, Divide, Scale, SwiGLU
+from puna.graph.ops.elementwise import GLU, Add, Clamp, Divide, Scale, Softcap
 from puna.graph.ops.linear import Embedding, MatMul
 from puna.graph.ops.norm import HeadNorm, LayerNorm, RMSNorm
 from puna.graph.ops.rows import ConcatColumns, GatherLast, GatherVariable, SliceColumns, VariableOffsets
@@ -177,8 +177,10 @@ class FunctionLowering:
                 self._clamp(node, limit)
             case HeadNorm():
                 self._head_norm(node, node.op)
-            case SwiGLU():
-                self._swiglu(node)
+            case Softcap(cap=cap):
+                self._softcap(node, cap)
+            case GLU(activation=activation):
+                self._glu(node, activation)
             case SliceColumns(start=start):
                 source = self.placement.place(node.inputs[0])
                 self.placement.retire(node)
@@ -250,6 +252,11 @@ class FunctionLowering:
         self.emit("clamp", x=place.buffer, col=place.col, width=width, limit=limit)
         self.define(node.outputs[0], place)
 
+    def _softcap(self, node: Node, cap: float) -> None:
+        place = self._own_place(node)
+        self.emit("softcap", x=place.buffer, col=place.col, width=node.outputs[0].type.width, cap=cap)
+        self.define(node.outputs[0], place)
+
     def _head_norm(self, node: Node, op: HeadNorm) -> None:
         place, value, width = self._own_place(node), node.outputs[0], op.weight.shape[0]
         self.emit(
@@ -274,13 +281,13 @@ class FunctionLowering:
         self._emit_copy(place, fresh, value.type.width)
         return fresh
 
-    def _swiglu(self, node: Node) -> None:
+    def _glu(self, node: Node, activation: str) -> None:
         value = node.outputs[0]
         width = value.type.width
         x = self.products.side_by_side(node.inputs, node).buffer
         self.placement.retire(node)
         out, out_a8 = self.define_in_needed_forms(value)
-        self.emit("swiglu", x=x, width=width, out=out, out_a8=out_a8)
+        self.emit("glu", x=x, width=width, out=out, out_a8=out_a8, activation=activation)
         self.define_forms(value, out, out_a8)
 
     def _concat(self, node: Node) -> None:

@@ -1,6 +1,6 @@
 """From a graph to instructions: every node becomes one, part of one, or nothing at all.
 
-With fusion, neighbours become one instruction: norm or swiglu with the rounding of their result to 8 bits, products of
+With fusion, neighbours become one instruction: norm or glu with the rounding of their result to 8 bits, products of
 one operand side by side, a clamp or a residual sum with the product before it, a product with the copy of its result to
 the caller, the embedding with its factor. Without it, each of these is an instruction of its own; the results have the
 same bits. Some merging is no choice: slices and concatenated products are places in a wider buffer, and rotation plus

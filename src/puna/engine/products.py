@@ -10,7 +10,7 @@ from puna.engine.instructions import FieldValue, VirtualBuffer, WeightRef
 from puna.engine.placement import Place, unsupported
 from puna.graph import Node, Value
 from puna.graph.ops.attention import KVStore, PagedAttention, Rope
-from puna.graph.ops.elementwise import Add, Clamp, Scale, SwiGLU
+from puna.graph.ops.elementwise import GLU, Add, Clamp, Scale
 from puna.graph.ops.linear import MatMul
 from puna.graph.ops.norm import HeadNorm
 
@@ -75,7 +75,7 @@ class ProductLowering:
             if isinstance(node.op, KVStore):
                 self._rotations[node] = rotation = self._find_rotation(node, node.op, position)
                 self._plan_buffer((rotation.q, rotation.k, rotation.v), f"qkv_{position}")
-            elif isinstance(node.op, SwiGLU):
+            elif isinstance(node.op, GLU):
                 self._plan_buffer(node.inputs, f"gate_up_{position}")
 
     def matmul(self, node: Node) -> None:

@@ -17,17 +17,19 @@ __all__ = ["MLP"]
 
 @dataclass(frozen=True)
 class MLP:
-    """`down(silu(gate(x)) * up(x))`.
+    """`down(activation(gate(x)) * up(x))`.
 
     Attributes:
         gate_up: Either two modules `[F, H]`, gate and up, or one `[2F, H]` with the gate's rows first.
         down: `[H, F]`.
         intermediate_size: F.
+        activation: Of the gate.
     """
 
     gate_up: Linear | tuple[Linear, Linear]
     down: Linear
     intermediate_size: int
+    activation: ops.Activation = "silu"
 
     @classmethod
     def declare(cls, spec: DecoderSpec, weights: WeightDeclarations) -> MLP:
@@ -42,7 +44,7 @@ class MLP:
             gate_up = project("gate_up_proj", 2 * size, hidden)
         else:
             gate_up = (project("gate_proj", size, hidden), project("up_proj", size, hidden))
-        return cls(gate_up, project("down_proj", hidden, size), size)
+        return cls(gate_up, project("down_proj", hidden, size), size, spec.activation)
 
     def __call__(self, x: Value) -> Value:
         """Append the MLP: `[rows, H]` to `[rows, H]`."""
@@ -52,4 +54,4 @@ class MLP:
             up = ops.slice_columns(both, self.intermediate_size, 2 * self.intermediate_size)
         else:
             gate, up = (projection(x) for projection in self.gate_up)
-        return self.down(ops.swiglu(gate, up))
+        return self.down(ops.glu(gate, up, self.activation))

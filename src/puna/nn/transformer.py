@@ -109,6 +109,8 @@ class DecoderSpec:
         kv_params: Sizes and element type of the KV cache.
         norm_has_weight: Norms have a weight; None: `rms_norm` has, `layer_norm` has not.
         norm_has_bias: Norms have a bias (`layer_norm` only).
+        activation: Of the gate in the MLP.
+        logits_softcap: Logits x become `cap * tanh(x / cap)` after their scaling; None: they stay.
         norm_places: Where a layer has norms, see `NormPlace`.
         parallel_branches: Attention and MLP read the same normalized state and are added together.
         qk_norm: Queries and keys are RMS-normalized before they are rotated: each head by one weight `[head_dim]`
@@ -148,6 +150,8 @@ class DecoderSpec:
     use_subgraphs: bool = True
     norm_has_weight: bool | None = None
     norm_has_bias: bool = False
+    activation: ops.Activation = "silu"
+    logits_softcap: float | None = None
     norm_places: frozenset[NormPlace] = PRE_NORM
     parallel_branches: bool = False
     qk_norm: Literal["head", "row"] | None = None
@@ -163,7 +167,7 @@ class DecoderSpec:
         _require(self.norm_method in ("rms_norm", "layer_norm"), "norm_method", self.norm_method, "one of the two")
         if self.norm_has_bias:
             _require(self.norm_method == "layer_norm", "norm_has_bias", True, "only with norm_method = layer_norm")
-        for name in ("clip_qkv", "attention_multiplier", "sliding_window", "logits_scaling"):
+        for name in ("clip_qkv", "attention_multiplier", "sliding_window", "logits_scaling", "logits_softcap"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value > 0), name, value, "more than 0, or None")
         for name in ("embedding_multiplier", "residual_multiplier"):
@@ -335,7 +339,9 @@ class Transformer:
 
     def _logits(self, normalized: Value) -> Value:
         logits = self.lm_head(normalized)
-        return logits if self.spec.logits_scaling == 1 else ops.divide(logits, self.spec.logits_scaling)
+        if self.spec.logits_scaling != 1:
+            logits = ops.divide(logits, self.spec.logits_scaling)
+        return logits if self.spec.logits_softcap is None else ops.softcap(logits, self.spec.logits_softcap)
 
     def _hidden_states(self, h: Value, layers: list[Value], normalized: Value | None, offsets: Value) -> Value | None:
         match self.spec.return_hidden_states:

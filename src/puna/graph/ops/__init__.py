@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from puna.graph.ops.attention import KVCacheValues, RopeSpec, kv_store, paged_attention, rope, rope_angles
-from puna.graph.ops.elementwise import add, clamp, divide, scale, swiglu
+from puna.graph.ops.elementwise import Activation, add, clamp, divide, glu, scale, softcap
 from puna.graph.ops.linear import embedding, matmul, quantize_codes
 from puna.graph.ops.norm import head_norm, layer_norm, rms_norm
 from puna.graph.ops.op import Op
 from puna.graph.ops.rows import concat_columns, gather_last, gather_variable, slice_columns, variable_offsets
 
 __all__ = [
+    "Activation",
     "KVCacheValues",
     "Op",
     "RopeSpec",
@@ -20,6 +21,7 @@ __all__ = [
     "embedding",
     "gather_last",
     "gather_variable",
+    "glu",
     "head_norm",
     "kv_store",
     "layer_norm",
@@ -31,6 +33,6 @@ __all__ = [
     "rope_angles",
     "scale",
     "slice_columns",
-    "swiglu",
+    "softcap",
     "variable_offsets",
 ]

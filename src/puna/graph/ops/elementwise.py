@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -14,7 +14,21 @@ from puna.graph.ops.op import Array, EvaluationContext, Op, check_float_rows
 from puna.graph.type import TensorType, describe
 from puna.graph.value import Value
 
-__all__ = ["Add", "Clamp", "Divide", "Scale", "SwiGLU", "add", "clamp", "divide", "scale", "swiglu"]
+__all__ = [
+    "GLU",
+    "Activation",
+    "Add",
+    "Clamp",
+    "Divide",
+    "Scale",
+    "Softcap",
+    "add",
+    "clamp",
+    "divide",
+    "glu",
+    "scale",
+    "softcap",
+]
 
 
 def _check_pair(what: str, inputs: Sequence[TensorType]) -> None:
@@ -98,10 +112,39 @@ class Clamp(Op):
 
 
 @dataclass(frozen=True)
-class SwiGLU(Op):
-    """`gate / (1 + exp(-gate)) * up` (Shazeer 2020)."""
+class Softcap(Op):
+    """`cap * tanh(x / cap)` (Bello et al. 2016)."""
 
-    opcode: ClassVar[str] = "swiglu"
+    cap: float
+    opcode: ClassVar[str] = "softcap"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.cap) and self.cap > 0):
+            raise ValueError(f"the cap of softcap must be positive, got {self.cap}")
+
+    def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        check_float_rows("the operand of softcap", inputs[0])
+        return (inputs[0],)
+
+    def evaluate(self, inputs: Sequence[Array], context: EvaluationContext) -> tuple[Array, ...]:
+        cap = np.float32(self.cap)
+        return (cap * np.tanh(inputs[0] / cap),)
+
+
+Activation: TypeAlias = Literal["silu", "gelu_tanh"]
+"""`x / (1 + exp(-x))`, or `x / (1 + exp(-2 * sqrt(2 / pi) * (x + 0.044715 * x^3)))`, GELU's approximation by tanh."""
+
+
+@dataclass(frozen=True)
+class GLU(Op):
+    """`activation(gate) * up` (Shazeer 2020)."""
+
+    activation: Activation = "silu"
+    opcode: ClassVar[str] = "glu"
+
+    def __post_init__(self) -> None:
+        if self.activation not in get_args(Activation):
+            raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {self.activation!r}")
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         _check_pair(self.opcode, inputs)
@@ -109,8 +152,11 @@ class SwiGLU(Op):
 
     def evaluate(self, inputs: Sequence[Array], context: EvaluationContext) -> tuple[Array, ...]:
         gate, up = inputs
-        with np.errstate(over="ignore"):  # exp(-gate) may be infinite: the quotient is then 0, as it should be
-            return (gate / (np.float32(1) + np.exp(-gate)) * up,)
+        x = gate
+        with np.errstate(over="ignore"):  # exp(-x) may be infinite: the quotient is then 0, as it should be
+            if self.activation == "gelu_tanh":
+                x = gate * (gate * gate * np.float32(0.044715) + np.float32(1)) * np.float32(math.sqrt(8 / math.pi))
+            return (gate / (np.float32(1) + np.exp(-x)) * up,)
 
 
 def add(a: Value, b: Value) -> Value:
@@ -133,6 +179,11 @@ def clamp(x: Value, limit: float) -> Value:
     return x.graph.add(Clamp(limit), x)[0]
 
 
-def swiglu(gate: Value, up: Value) -> Value:
-    """The gated activation of the MLP: `silu(gate) * up`."""
-    return gate.graph.add(SwiGLU(), gate, up)[0]
+def softcap(x: Value, cap: float) -> Value:
+    """Every element bent into the range from `-cap` to `cap`."""
+    return x.graph.add(Softcap(cap), x)[0]
+
+
+def glu(gate: Value, up: Value, activation: Activation = "silu") -> Value:
+    """The gated activation of the MLP: `activation(gate) * up`."""
+    return gate.graph.add(GLU(activation), gate, up)[0]

@@ -29,6 +29,7 @@ _FAMILIES: Final = (
     "minicpm",
     "baichuan",
     "orion",
+    "gemma",
 )
 """Folders of families; the `arch` module of each lists its `ARCHITECTURES`."""
 

@@ -65,6 +65,18 @@ _COHERE: Final = MappingProxyType({
     "bos_token_id": 5,
     "eos_token_id": 255001,
 })
+_GEMMA: Final = MappingProxyType({
+    **{key: value for key, value in _COMMON.items() if key != "hidden_act"},
+    "vocab_size": 256000,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+})
 _GLM: Final = MappingProxyType({
     **_COMMON,
     "vocab_size": 151552,
@@ -91,6 +103,7 @@ class FamilyDefaults:
         rope_kinds: Kinds of rotary scaling that the reference computes for it, None for all.
         has_partial_rotary: Whether the reference rotates only a share of a head where `partial_rotary_factor` says so.
         partial_rotary_factor: That share, where the configuration does not say it.
+        has_local_rope: Whether layers with a window have rotary frequencies of their own, `rope_local_base_freq`.
         aliases: Keys that configurations of this type call otherwise: their name -> ours.
         other_architectures: Further names of its class.
         old_rope_kinds: Names that older configurations of this type gave to a kind.
@@ -101,6 +114,7 @@ class FamilyDefaults:
     rope_kinds: frozenset[str] | None = None
     has_partial_rotary: bool = False
     partial_rotary_factor: float = 1.0
+    has_local_rope: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
     other_architectures: tuple[str, ...] = ()
     old_rope_kinds: Mapping[str, str] = field(default_factory=dict)
@@ -337,6 +351,37 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
             "layer_norm_eps": 1e-5,
         }),
         aliases=MappingProxyType({"rms_norm_eps": "layer_norm_eps"}),
+    ),
+    "gemma": FamilyDefaults(
+        "GemmaForCausalLM",
+        MappingProxyType({
+            **_GEMMA,
+            "hidden_size": 3072,
+            "intermediate_size": 24576,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "hidden_act": "gelu_pytorch_tanh",
+        }),
+    ),
+    "gemma3_text": FamilyDefaults(
+        "Gemma3ForCausalLM",
+        MappingProxyType({
+            **_GEMMA,
+            "vocab_size": 262208,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "max_position_embeddings": 131072,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0,
+        }),
+        has_local_rope=True,
     ),
 })
 """Defaults by `model_type`."""

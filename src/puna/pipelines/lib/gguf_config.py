@@ -29,13 +29,15 @@ _FLOAT32_EPS: Final = 2.0**-23
 class _Family:
     """One `general.architecture`: its `model_type`, and the keys that only it has (metadata key -> config key).
 
-    Its norms have the epsilon of this key; `fixed_norm_eps` is one that no configuration states.
+    Its norms have the epsilon of this key; `fixed_norm_eps` is one that no configuration states. `values` are keys that
+    every model of the family has and no file states.
     """
 
     model_type: str
     extra: Mapping[str, str] = field(default_factory=dict)
     norm: Literal["rms_norm_eps", "layer_norm_eps"] = "rms_norm_eps"
     fixed_norm_eps: float | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 _GRANITE_KEYS: Final = MappingProxyType({
@@ -45,6 +47,7 @@ _GRANITE_KEYS: Final = MappingProxyType({
     "logit_scale": "logits_scaling",
 })
 _WINDOW: Final = MappingProxyType({"attention.sliding_window": "sliding_window"})
+_GELU: Final = MappingProxyType({"hidden_act": "gelu_pytorch_tanh"})
 _FAMILIES: Final = MappingProxyType({
     "llama": _Family("llama", _WINDOW),
     "qwen2": _Family("qwen2"),
@@ -64,6 +67,16 @@ _FAMILIES: Final = MappingProxyType({
     "exaone": _Family("exaone"),
     "internlm2": _Family("internlm2"),
     "minicpm": _Family("minicpm", _GRANITE_KEYS),
+    "gemma": _Family("gemma", values=_GELU),
+    "gemma3": _Family(
+        "gemma3_text",
+        MappingProxyType({
+            **_WINDOW,
+            "rope.freq_base_swa": "rope_local_base_freq",
+            "final_logit_softcapping": "final_logit_softcapping",
+        }),
+        values=_GELU,
+    ),
     "baichuan": _Family("baichuan"),
     "orion": _Family("orion", norm="layer_norm_eps"),
 })
@@ -144,7 +157,7 @@ def read_gguf_config(weights: GGUFWeights) -> tuple[dict[str, Any], str, str]:
     if family is None:
         return {}, reader.file, reader.architecture
     reader.refuse_unknown(family)
-    values = _sizes(reader)
+    values = dict(family.values) | _sizes(reader)
     values |= _norm(reader, family)
     for key, name in family.extra.items():
         number = reader.number(key)

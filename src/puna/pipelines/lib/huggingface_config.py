@@ -50,6 +50,9 @@ _NUMBERS: Final = MappingProxyType({
     "scale_emb": (-1e6, 1e6),
     "scale_depth": (0.0, 1e6),
     "rope_theta": (1.0, 1e15),
+    "rope_local_base_freq": (1.0, 1e15),
+    "query_pre_attn_scalar": (0.0, 1e9),
+    "final_logit_softcapping": (0.0, 1e6),
     "partial_rotary_factor": (0.0, 1.0),
     "attention_multiplier": (0.0, 1e6),
     "logits_scaling": (0.0, 1e6),
@@ -206,6 +209,8 @@ class HuggingFaceConfig:
             if values.setdefault(ours, stated) != stated:
                 self._refuse(theirs, stated, f"{values[ours]!r}, as {ours} says")
             self.stated |= {ours}
+        if family.has_local_rope:
+            values |= _split_rope(values)
         rope = read_rope_section(values, family, self.source, allows_partial=is_gguf)
         values.pop("rope_parameters", None)
         values["rope_scaling"] = rope.scaling
@@ -257,6 +262,18 @@ class HuggingFaceConfig:
         for key in ("short_factor", "long_factor", "factors"):
             if scaling.get(key) is not None and len(scaling[key]) != rotated // 2:
                 self._refuse(f"rope_scaling.{key}", scaling[key], f"{rotated // 2} numbers, one per rotated pair")
+
+
+def _split_rope(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The newest spelling of a rotation of their own for layers with a window, in the older one."""
+    section = values.get("rope_parameters")
+    kinds = ("full_attention", "sliding_attention")
+    if not isinstance(section, dict) or not all(isinstance(section.get(kind), dict) for kind in kinds):
+        return {}
+    full, local = (dict(section[kind]) for kind in kinds)
+    if local.pop("rope_type", "default") != "default" or local.keys() != {"rope_theta"}:
+        return {}  # refused as settings that differ between layers
+    return {"rope_parameters": full, "rope_local_base_freq": local["rope_theta"]}
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:

@@ -48,7 +48,6 @@ __all__ = ["Llama3Config", "NormMethod"]
 NormMethod = Literal["rms_norm", "layer_norm"]
 
 _NORM_METHODS: Final = ("rms_norm", "layer_norm")
-_ACTIVATIONS: Final = ("silu", "swish")
 
 
 @dataclass(kw_only=True)
@@ -100,6 +99,9 @@ class Llama3Config(ArchConfigWithKVCache):
 
     default_rope_type: ClassVar[RopeType] = "normal"
     """Pairing in GGUF files of this family, where the configuration resolved none."""
+
+    activations: ClassVar[tuple[str, ...]] = ("silu", "swish")
+    """Values of `hidden_act` that the decoder computes."""
 
     hidden_size: int
     num_attention_heads: int
@@ -274,9 +276,10 @@ class Llama3Config(ArchConfigWithKVCache):
             InvalidRequestError: an option that this family does not have.
         """
         file = config_source(huggingface_config)
-        activation = read_value(huggingface_config, "hidden_act")
-        if activation is not None and activation not in _ACTIVATIONS:
-            raise UnsupportedModelError("hidden_act", activation, file=file, supported=", ".join(_ACTIVATIONS))
+        for key in ("hidden_act", "hidden_activation"):
+            activation = read_value(huggingface_config, key)
+            if activation is not None and activation not in cls.activations:
+                raise UnsupportedModelError(key, activation, file=file, supported=", ".join(cls.activations))
         cls.check_sliding_window(huggingface_config, model_config)
 
     @classmethod

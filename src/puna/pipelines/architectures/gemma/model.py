@@ -1,0 +1,20 @@
+"""`Gemma3Model`, `GemmaModel`: the Llama model with the configurations of Gemma."""
+
+from __future__ import annotations
+
+from puna.pipelines.architectures.gemma.model_config import Gemma3Config, GemmaConfig
+from puna.pipelines.architectures.llama3 import Llama3Model
+
+__all__ = ["Gemma3Model", "GemmaModel"]
+
+
+class GemmaModel(Llama3Model):
+    """Gemma pipeline model. The arguments are those of `LlamaModelBase`."""
+
+    config_class = GemmaConfig
+
+
+class Gemma3Model(Llama3Model):
+    """Gemma 3 pipeline model. The arguments are those of `LlamaModelBase`."""
+
+    config_class = Gemma3Config
