@@ -65,7 +65,8 @@ def clamp(rig: Rig, width: int) -> int:
 
 def gelu_tanh(x: Array) -> Array:
     # (1 + tanh(u)) / 2, without the cancellation where u is far below 0
-    return x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 CASES: dict[str, tuple[Case, Callable[[Array, Array], Array]]] = {
