@@ -138,7 +138,9 @@ class Attention final : public Instruction {
         shape_{fields.integer("num_heads", 1, kMaxHeads), fields.integer("num_kv_heads", 1, kMaxHeads),
                fields.integer("head_dim", 1, kMaxHeadDim), fields.integer("window", 0, int64_t{1} << 31)},
         layer_(read_index(fields, "layer")),
-        scale_(read_float(fields, "scale")) {
+        scale_(read_float(fields, "scale")),
+        softcap_(read_float(fields, "softcap")) {
+    if (softcap_ < 0) invalid(fields.owner(), ": field 'softcap' must be 0 (none) or more, got ", softcap_);
     if (shape_.num_heads % shape_.num_kv_heads != 0) {
       invalid(fields.owner(), ": ", shape_.num_heads, " query heads are no multiple of ", shape_.num_kv_heads,
               " key-value heads");
@@ -203,6 +205,7 @@ class Attention final : public Instruction {
     args.num_kv_heads = shape_.num_kv_heads;
     args.head_dim = shape_.head_dim;
     args.scale = scale_;
+    args.softcap = softcap_;
     args.window = shape_.window;
     args.kv = step.kv(frame.layer + layer_);
     return args;
@@ -211,7 +214,7 @@ class Attention final : public Instruction {
   int64_t x_, q_col_, out_;
   AttentionShape shape_;
   int64_t layer_;
-  float scale_;
+  float scale_, softcap_;
 };
 
 template <typename T>

@@ -149,6 +149,7 @@ struct AttentionArgs {
   int64_t ldo;
   int64_t num_heads, num_kv_heads, head_dim;
   float scale;
+  float softcap;             // scores s become softcap * tanh(s / softcap); 0: they stay
   int64_t window;            // a query sees itself and window - 1 positions before it; 0: everything before it
   KvView kv;
 };

@@ -16,6 +16,7 @@ constexpr float kQueryCodes = 16383.0f, kWeightCodes = 32767.0f;
 
 // What the functions below share about one call.
 struct Shape {
+  float softcap;    // of scores, 0: none
   int64_t group;    // query heads of a KV head
   int64_t head_dim;
   int64_t padded;   // head_dim rounded up to 16
@@ -24,7 +25,7 @@ struct Shape {
 
 Shape shape_of(const AttentionArgs& args) {
   const int64_t padded = (args.head_dim + 15) / 16 * 16;
-  return {args.num_heads / args.num_kv_heads, args.head_dim, padded, attention_state_floats(args.head_dim)};
+  return {args.softcap, args.num_heads / args.num_kv_heads, args.head_dim, padded, attention_state_floats(args.head_dim)};
 }
 
 // The parts of a thread's scratch memory; each begins at a cache line.
@@ -158,10 +159,14 @@ void score_groups(const Shape& shape, const Scratch& scratch, const Head& head, 
 
 // ---- weights ----------------------------------------------------------------------------------------------------------
 
-// Scores of places that are not seen become -infinity. Notes the new maximum in the state, and in `factors` how far the
+// Scores are capped where they are to be; those of places that are not seen become -infinity. Notes the new maximum in the state, and in `factors` how far the
 // old one was above.
-void find_top(const Scratch& scratch, int64_t query, Range seen, float* state) {
+void find_top(const Shape& shape, const Scratch& scratch, int64_t query, Range seen, float* state) {
   float* scores = scratch.scores + query * kBlock;
+  if (shape.softcap > 0) {
+    const f32x16 cap = set1(shape.softcap);
+    for (int64_t j = 0; j < kBlock; j += 16) store(scores + j, mul(cap, tanh(div(load(scores + j), cap))));
+  }
   for (int64_t j = 0; j < seen.begin; ++j) scores[j] = -__builtin_inff();
   for (int64_t j = seen.end; j < kBlock; ++j) scores[j] = -__builtin_inff();
   const f32x16 top = max(max(load(scores), load(scores + 16)), max(load(scores + 32), load(scores + 48)));
@@ -341,7 +346,7 @@ void attend(const Shape& shape, const Scratch& scratch, const Head& head, const 
   float* factors = scratch.factors;
   for (int64_t n = 0; n < count; ++n) {
     factors[n] = 0.0f;
-    if (!seen[n].is_empty()) find_top(scratch, n, seen[n], states + n * shape.state);
+    if (!seen[n].is_empty()) find_top(shape, scratch, n, seen[n], states + n * shape.state);
   }
   for (int64_t n = 0; n < count; n += 16) store(factors + n, exp(load(factors + n)));
   for (int64_t n = 0; n < count; ++n) {

@@ -136,6 +136,7 @@ bool check_attention(const Call& call, const KernelTable& kernels) {
   args.head_dim = call.integer("head_dim");
   args.ldq = args.ldo = args.num_heads * args.head_dim;
   args.scale = call.number("scale");
+  args.softcap = call.number("softcap");
   args.window = call.integer("window");
   args.kv = cache.view();
   const Guarded scratch(kernels.attention_scratch_floats(args) * kFloat, kAligned);

@@ -73,6 +73,7 @@ def run(
         layer=0,
         scale=model.scale,
         window=model.window,
+        softcap=0.0,
     )
     rig.output(out, width)
     offsets = np.cumsum([0] + [r.new for r in requests]).astype(np.uint32)
@@ -177,7 +178,7 @@ def test_what_is_not_finite_stays_in_its_request() -> None:
     x = queries(model, 0, request)
     rig = Rig(x, VARIANTS[-1])
     out = rig.buffer(32)
-    sizes = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "layer": 0, "scale": model.scale, "window": 0}
+    sizes = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "layer": 0, "scale": model.scale, "window": 0, "softcap": 0.0}
     rig.emit("attention", x=rig.x, q_col=0, out=out, **sizes)
     rig.output(out, 32)
     offsets = np.array([0, 4], np.uint32)

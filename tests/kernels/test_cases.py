@@ -115,6 +115,7 @@ def test_recorded_attention_is_close_to_float64(fields: dict[str, Any]) -> None:
         positions = np.arange(cached + end - begin)
         keys, values = (kv[table[b, positions // page_size], i, positions % page_size] for i in (0, 1))
         options = {"scale": float(np.float32(fields["scale"])), "window": fields["window"]}
+        options["softcap"] = float(np.float32(fields["softcap"]))
         wanted = attend(q[begin:end], keys.astype(np.float64), values.astype(np.float64), positions[cached:], **options)
         if fields["name"] == "exponential":  # every weight by itself, those that are 0 in float32 too
             wanted = np.where(np.abs(wanted) < 1.2e-38, 0, wanted)

@@ -99,6 +99,7 @@ def test_a_step_without_tokens_does_nothing(offsets: list[int]) -> None:
         layer=0,
         scale=1.0,
         window=0,
+        softcap=0.0,
     )
     rig.output(out, 8)
     cache = Cache([Request(3, 0)] * (len(offsets) - 1), head_dim=8)
@@ -198,7 +199,8 @@ def layered(variant: str, use_calls: bool, kv_type: str = "float32") -> tuple[Ar
         emit_matmul(program, normed, width, [base + 1], qkv)
         columns = {"q_col": 0, "k_col": 32, "v_col": 48, "num_heads": heads, "num_kv_heads": 1, "head_dim": dim}
         program.emit("rope_kv", x=qkv, rot_dim=dim, interleaved=True, angles=angles, layer=layer, **columns)
-        sizes = {"num_heads": heads, "num_kv_heads": 1, "head_dim": dim, "scale": 0.25, "window": 0, "layer": layer}
+        sizes = {"num_heads": heads, "num_kv_heads": 1, "head_dim": dim, "layer": layer}
+        sizes |= {"scale": 0.25, "window": 0, "softcap": 0.0}
         program.emit("attention", x=qkv, q_col=0, out=mixed, **sizes)
         emit_matmul(program, mixed, width, [base + 2], rig.x, residual=rig.x, multiplier=0.5)
 

@@ -65,6 +65,7 @@ ATTENTION = {
     "layer": 0,
     "scale": 1.0,
     "window": 0,
+    "softcap": 0.0,
 }
 GLU = {"x": 0, "width": 32, "out": 1, "out_a8": -1, "activation": "silu"}
 HEAD_NORM = {"x": 0, "col": 0, "width": 64, "parts": 2, "eps": 1e-5, "weight": 0}
@@ -143,6 +144,7 @@ def test_the_base_of_the_refusals_is_fine() -> None:
         ("rope_kv", {**ROPE, "interleaved": 1}, "'interleaved' must be True or False"),
         ("rope_kv", {**ROPE, "angles": 0}, "'x' and 'angles' are both buffer 0"),
         ("attention", {**ATTENTION, "num_heads": 3, "num_kv_heads": 2}, "no multiple of 2"),
+        ("attention", {**ATTENTION, "softcap": -1.0}, "'softcap' must be 0"),
         ("attention", {**ATTENTION, "window": -1}, "'window' must be 0 to"),
         ("attention", {**ATTENTION, "head_dim": 2000}, "'head_dim' must be 1 to 1024"),
         ("attention", {**ATTENTION, "scale": float("inf")}, "'scale' must be finite"),

@@ -31,7 +31,7 @@ def make_program() -> _native.Program:
     program.emit("embed", weight=program.weight(table), out=x, scale=1.0)
     program.emit("rope_angles", rope=rope, out=angles)
     program.emit("rope_kv", x=x, angles=angles, **columns, **sizes)
-    program.emit("attention", x=x, q_col=0, out=out, scale=1.0, window=0, **sizes)
+    program.emit("attention", x=x, q_col=0, out=out, scale=1.0, window=0, softcap=0.0, **sizes)
     program.emit("gather_rows", x=out, out=last, width=8, mode="last")
     program.emit("gather_rows", x=out, out=some, width=8, mode="variable")
     program.emit("copy_out", x=last, col=0, width=8, output=0, out_col=0, rows="B")

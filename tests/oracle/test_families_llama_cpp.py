@@ -55,6 +55,7 @@ KINDS = {
     "baichuan": ("none",),
     "orion": ("none",),
     "gemma": ("none",),
+    "gemma2": ("none",),
     "gemma3_text": ("none",),
 }
 

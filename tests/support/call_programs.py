@@ -124,6 +124,6 @@ def _attention(fields: dict[str, Any], variant: str, op: str) -> dict[str, Array
     q = fields["q"].reshape(fields["offsets"][-1], -1)
     rig = Rig(q, variant)
     out = rig.buffer(q.shape[1])
-    rig.emit(op, x=rig.x, q_col=0, out=out, **{name: fields[name] for name in (*_SIZES, "scale", "window")})
+    rig.emit(op, x=rig.x, q_col=0, out=out, **{name: fields[name] for name in (*_SIZES, "scale", "window", "softcap")})
     rig.output(out, q.shape[1])
     return {"out": rig.run(_step(fields), threads=2)[0].reshape(-1)}

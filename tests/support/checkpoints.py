@@ -46,8 +46,10 @@ FAMILIES = (
     "baichuan",
     "orion",
     "gemma",
+    "gemma2",
     "gemma3_text",
 )
+GEMMAS = ("gemma", "gemma2", "gemma3_text")
 # Not in transformers: these are compared with one of its classes on rearranged tensors.
 REARRANGED = ("exaone", "internlm", "internlm2", "internlm3", "minicpm", "baichuan", "orion")
 WITHOUT_GGUF = ("glm", "helium", "internlm", "internlm3")  # llama.cpp converts none, or to Llama
@@ -94,6 +96,7 @@ _ARCHITECTURES = {
     "baichuan": "BaichuanForCausalLM",
     "orion": "OrionForCausalLM",
     "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
 _COMMON: dict[str, Any] = {
@@ -160,6 +163,16 @@ _OWN: dict[str, dict[str, Any]] = {
     "baichuan": {"num_key_value_heads": 9, "head_dim": None},
     "orion": {"head_dim": None},
     "gemma": {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+    "gemma2": {
+        "hidden_act": None,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 10,
+        "sliding_window": WINDOW,
+        "num_hidden_layers": 4,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
     "gemma3_text": {
         "hidden_act": None,
         "hidden_activation": "gelu_pytorch_tanh",
@@ -204,6 +217,7 @@ _QK_NORMS = {"qwen3": "head", "gemma3_text": "head", "exaone4": "head", "olmo2":
 _NORMS = {
     **dict.fromkeys(("olmo2", "olmo3", "exaone4"), ("post_attention_layernorm", "post_feedforward_layernorm")),
     **dict.fromkeys(("cohere", "cohere2"), ("input_layernorm",)),
+    "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
     "glm4": ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
 }

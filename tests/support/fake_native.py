@@ -236,8 +236,9 @@ class _Run:
     def _attention(
         self, x: int, q_col: int, out: int, num_heads: int, num_kv_heads: int, head_dim: int, layer: int, scale: float,
         window: int,
+        softcap: float,
     ) -> None:  # fmt: skip
-        op = PagedAttention(layer + self.layer, num_heads, num_kv_heads, head_dim, scale, window)
+        op = PagedAttention(layer + self.layer, num_heads, num_kv_heads, head_dim, scale, window, softcap)
         q = self._read(x, num_heads * head_dim, q_col)
         (mixed,) = op.evaluate([q, *self._cache()], _AtLayerZero())  # type: ignore[arg-type]
         self._write(out, mixed)

@@ -43,7 +43,7 @@ _GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "l
 GGUF_ARCHITECTURE = {"mistral": "llama", "olmo3": "olmo2", "cohere": "command-r", "gemma3_text": "gemma3"}
 EXAONE_KEYS_INVERSE = {theirs: ours for ours, theirs in EXAONE_KEYS.items()}
 _PERMUTED = ("llama", "mistral", "granite", "olmo", "smollm3", "internlm2", "minicpm", "baichuan")
-_POST_NORMED = ("olmo2", "olmo3", "exaone4", "gemma3_text")
+_POST_NORMED = ("olmo2", "olmo3", "exaone4", "gemma2", "gemma3_text")
 _PLAIN = {"F32": np.float32, "F16": np.float16}
 
 
@@ -167,8 +167,11 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_embedding_scale(config["scale_emb"])
         writer.add_residual_scale(config["scale_depth"] / config["num_hidden_layers"] ** 0.5)
         writer.add_logit_scale(config["hidden_size"] / config["dim_model_base"])
-    if family == "gemma3_text":
+    if family == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+    if family in ("gemma2", "gemma3_text"):
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if family == "gemma3_text":
         writer.add_float32("gemma3.rope.freq_base_swa", config["rope_local_base_freq"])
     if "logit_scale" in config:
         writer.add_logit_scale(config["logit_scale"])
@@ -177,7 +180,7 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_attention_scale(config["attention_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
-    if family in ("mistral", "phi3", "olmo3", "cohere2", "exaone4", "gemma3_text"):
+    if family in ("mistral", "phi3", "olmo3", "cohere2", "exaone4", "gemma2", "gemma3_text"):
         writer.add_sliding_window(config.get("sliding_window", 0))
     _write_scaling(writer, config)
     _write_tokenizer(writer, config["vocab_size"])

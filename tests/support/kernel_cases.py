@@ -340,6 +340,9 @@ def attention_calls() -> list[Call]:
         ("copied_int8", mixed, 5, 1, 36, "int8", 5, 37),
         ("long_int8", long, 2, 2, 16, "int8", 64, 520),
         ("long", long, 4, 1, 4, "float16", 64, 0),
+        ("softcap", mixed, 4, 2, 16, "float16", 8, 0),
+        ("softcap_long", long, 2, 1, 4, "float16", 64, 520),
+        ("softcap_int8", mixed, 4, 1, 48, "int8", 16, 37),
         ("long_window", long, 2, 1, 4, "float16", 64, 520),
     ]
     calls = []
@@ -349,7 +352,8 @@ def attention_calls() -> list[Call]:
         offsets = np.cumsum([0] + [r.new for r in requests])
         step = {**step_fields(cache), "offsets": offsets.tolist(), "lengths": [r.cached for r in requests]}
         q = random_rows(int(offsets[-1]), heads * dim, 72)
-        calls.append(by_scalar("attention", name=name, num_heads=heads, scale=0.31, window=window, **step, q=q))
+        options = {"scale": 0.31, "window": window, "softcap": 0.6 if name.startswith("softcap") else 0.0}
+        calls.append(by_scalar("attention", name=name, num_heads=heads, **options, **step, q=q))
     calls.append(exponential_call())
     return calls
 
@@ -369,7 +373,8 @@ def exponential_call() -> Call:
     q = np.zeros((t.size, 16), np.float32)
     q[:, 0] = t
     step = {**step_fields(cache), "offsets": [0, 1], "lengths": [1]}
-    return by_scalar("attention", name="exponential", num_heads=t.size, scale=1.0, window=0, **step, q=q.reshape(1, -1))
+    options = {"scale": 1.0, "window": 0, "softcap": 0.0}
+    return by_scalar("attention", name="exponential", num_heads=t.size, **options, **step, q=q.reshape(1, -1))
 
 
 FILES = {

@@ -126,7 +126,9 @@ def round_kv(values: Array, dtype: str) -> Array:
     return _as_kv(values, dtype).astype(np.float32)
 
 
-def attend(q: Array, keys: Array, values: Array, positions: Array, *, scale: float, window: int = 0) -> Array:
+def attend(
+    q: Array, keys: Array, values: Array, positions: Array, *, scale: float, window: int = 0, softcap: float = 0.0
+) -> Array:
     """Attention in float64: q `[n, heads, D]`, keys and values `[total, kv_heads, D]`, positions `[n]`."""
     group = q.shape[1] // keys.shape[1]
     out = np.empty(q.shape, np.float64)
@@ -135,6 +137,8 @@ def attend(q: Array, keys: Array, values: Array, positions: Array, *, scale: flo
         for head in range(q.shape[1]):
             k, v = keys[begin : position + 1, head // group], values[begin : position + 1, head // group]
             scores = k @ q[i, head].astype(np.float64) * scale
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
             weights = np.exp(scores - scores.max())
             out[i, head] = weights @ v / weights.sum()
     return out

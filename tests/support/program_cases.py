@@ -184,7 +184,7 @@ def write_attention(
     sizes = {"num_heads": heads, "num_kv_heads": 2, "head_dim": head_dim, "layer": layers - 1}
     columns = {"q_col": 0, "k_col": heads * head_dim, "v_col": (heads + 2) * head_dim}
     case.emit("rope_kv", x=x, rot_dim=head_dim, interleaved=False, angles=angles, **columns, **sizes)
-    case.emit("attention", x=x, q_col=0, out=out, scale=head_dim**-0.5, window=0, **sizes)
+    case.emit("attention", x=x, q_col=0, out=out, scale=head_dim**-0.5, window=0, softcap=0.0, **sizes)
     finish(path, case, rows, [(out, heads * head_dim)], **zeroed(cache))
 
 
@@ -221,7 +221,7 @@ def write_decoder(variant: str, path: Path) -> None:
     case.emit("norm", out_a8=codes, weight=0, **norm)
     matmul(case, codes, hidden, [2, 3], qkv)
     case.emit("rope_kv", x=qkv, rot_dim=dim, interleaved=True, angles=angles, **columns, **sizes)
-    case.emit("attention", x=qkv, q_col=0, out=mixed, scale=0.25, window=40, **sizes)
+    case.emit("attention", x=qkv, q_col=0, out=mixed, scale=0.25, window=40, softcap=2.0, **sizes)
     matmul(case, mixed, hidden, [4], x, residual=x)
     case.emit("norm", out_a8=codes, weight=1, **norm)
     matmul(case, codes, hidden, [5], gates)

@@ -47,6 +47,7 @@ KNOBS: dict[str, dict[str, Any]] = {
         "sliding_window": 3, "sliding_window_layers": frozenset({0}), "window_rope": RotaryEmbedding(16, 16, 100.0),
     },
     "gelu": {"activation": "gelu_tanh", "stacked_mlp": True},
+    "attention_softcap": {"attention_softcap": 0.5, "attention_multiplier": 1.0, "sliding_window": 5},
     "softcap": {"logits_softcap": 0.8, "return_logits": ReturnLogits.ALL},
     "half_cache": {"kv_dtype": DType.float16},
     "bfloat16_cache": {"kv_dtype": DType.bfloat16},

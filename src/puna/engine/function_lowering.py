@@ -334,6 +334,7 @@ class FunctionLowering:
             layer=op.layer,
             scale=op.scale,
             window=op.window,
+            softcap=op.softcap,
         )
         self.define(node.outputs[0], Place(out))
 

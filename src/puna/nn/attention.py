@@ -47,6 +47,7 @@ class Attention:
         clip: Q, K, V are clamped to plus or minus this; None: not at all. It limits the projected activations, as the
             models that define it (OLMo) compute it.
         window: A query sees itself and the `window - 1` positions before it; None: all.
+        softcap: Scores s become `softcap * tanh(s / softcap)`; None: they stay.
         norms: RMS norms of queries and of keys, before rotation; None: there are none.
     """
 
@@ -60,6 +61,7 @@ class Attention:
     multiplier: float
     clip: float | None = None
     window: int | None = None
+    softcap: float | None = None
     norms: tuple[HeadNorm, HeadNorm] | None = None
 
     @classmethod
@@ -86,6 +88,7 @@ class Attention:
             multiplier=spec.attention_scale,
             clip=spec.clip_qkv,
             window=spec.window_of(layer),
+            softcap=spec.attention_softcap,
             norms=_declare_norms(spec, weights),
         )
 
@@ -115,6 +118,7 @@ class Attention:
             head_dim=self.head_dim,
             scale=self.multiplier,
             window=self.window,
+            softcap=self.softcap,
         )
         return self.output(ops.gather_last(mixed, step.row_offsets) if is_last_only else mixed)
 

@@ -110,6 +110,7 @@ class DecoderSpec:
         norm_has_weight: Norms have a weight; None: `rms_norm` has, `layer_norm` has not.
         norm_has_bias: Norms have a bias (`layer_norm` only).
         activation: Of the gate in the MLP.
+        attention_softcap: Scores s become `cap * tanh(s / cap)` before the softmax; None: they stay.
         logits_softcap: Logits x become `cap * tanh(x / cap)` after their scaling; None: they stay.
         norm_places: Where a layer has norms, see `NormPlace`.
         parallel_branches: Attention and MLP read the same normalized state and are added together.
@@ -151,6 +152,7 @@ class DecoderSpec:
     norm_has_weight: bool | None = None
     norm_has_bias: bool = False
     activation: ops.Activation = "silu"
+    attention_softcap: float | None = None
     logits_softcap: float | None = None
     norm_places: frozenset[NormPlace] = PRE_NORM
     parallel_branches: bool = False
@@ -167,7 +169,10 @@ class DecoderSpec:
         _require(self.norm_method in ("rms_norm", "layer_norm"), "norm_method", self.norm_method, "one of the two")
         if self.norm_has_bias:
             _require(self.norm_method == "layer_norm", "norm_has_bias", True, "only with norm_method = layer_norm")
-        for name in ("clip_qkv", "attention_multiplier", "sliding_window", "logits_scaling", "logits_softcap"):
+        for name in ("clip_qkv", "attention_multiplier", "sliding_window", "logits_scaling"):
+            value = getattr(self, name)
+            _require(value is None or (math.isfinite(value) and value > 0), name, value, "more than 0, or None")
+        for name in ("attention_softcap", "logits_softcap"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value > 0), name, value, "more than 0, or None")
         for name in ("embedding_multiplier", "residual_multiplier"):

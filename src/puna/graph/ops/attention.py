@@ -11,6 +11,7 @@ code times the scale of its head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
@@ -229,7 +230,8 @@ class PagedAttention(Op):
     """Causal attention of the step's queries over the cached keys and values of their own request.
 
     `softmax(q·k * scale) · v` in float32; the query at position p sees the positions 0 to p, or the last `window` of
-    them. Query heads are served by KV heads in consecutive groups of `num_heads / num_kv_heads`.
+    them. With a `softcap` scores s become `softcap * tanh(s / softcap)` first. Query heads are served by KV heads in
+    consecutive groups of `num_heads / num_kv_heads`.
     """
 
     layer: int
@@ -238,6 +240,7 @@ class PagedAttention(Op):
     head_dim: int
     scale: float
     window: int = 0
+    softcap: float = 0.0
     opcode: ClassVar[str] = "paged_attention"
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
@@ -248,6 +251,8 @@ class PagedAttention(Op):
             raise ShapeError("the queries of paged_attention", f"{self.num_heads} heads", f"{self.num_kv_heads} x n")
         if self.window < 0:
             raise ValueError(f"the window of paged_attention must be 0 (none) or more, got {self.window}")
+        if not (math.isfinite(self.softcap) and self.softcap >= 0):
+            raise ValueError(f"the softcap of paged_attention must be 0 (none) or more, got {self.softcap}")
         return (q,)
 
     def evaluate(self, inputs: Sequence[Array], context: EvaluationContext) -> tuple[Array, ...]:
@@ -274,6 +279,8 @@ class PagedAttention(Op):
         group = self.num_heads // self.num_kv_heads
         queries = q.reshape(q.shape[0], self.num_kv_heads, group, self.head_dim)
         scores = np.einsum("nkgd,pkd->nkgp", queries, keys) * np.float32(self.scale)
+        if self.softcap:
+            scores = np.float32(self.softcap) * np.tanh(scores / np.float32(self.softcap))
         scores = np.where(visible[:, None, None, :], scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         mixed = np.einsum("nkgp,pkd->nkgd", weights, values) / weights.sum(axis=-1)[..., None]
@@ -320,6 +327,7 @@ def paged_attention(
     head_dim: int,
     scale: float,
     window: int | None = None,
+    softcap: float | None = None,
 ) -> Value:
     """Attention of rotated queries over the cache: float32 `[rows, num_heads * head_dim]`.
 
@@ -333,6 +341,7 @@ def paged_attention(
         head_dim: Elements of a head.
         scale: The whole factor on q·k.
         window: A query sees itself and the `window - 1` positions before it; None: all.
+        softcap: Scores s become `softcap * tanh(s / softcap)`; None: they stay.
     """
-    op = PagedAttention(layer, num_heads, num_kv_heads, head_dim, scale, window or 0)
+    op = PagedAttention(layer, num_heads, num_kv_heads, head_dim, scale, window or 0, softcap or 0.0)
     return q.graph.add(op, q, offsets, *cache.operands.values())[0]

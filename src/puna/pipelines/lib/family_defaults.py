@@ -77,6 +77,17 @@ _GEMMA: Final = MappingProxyType({
     "bos_token_id": 2,
     "eos_token_id": 1,
 })
+_GEMMA_2: Final = MappingProxyType({
+    **_GEMMA,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+})
 _GLM: Final = MappingProxyType({
     **_COMMON,
     "vocab_size": 151552,
@@ -364,20 +375,16 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
             "hidden_act": "gelu_pytorch_tanh",
         }),
     ),
+    "gemma2": FamilyDefaults(
+        "Gemma2ForCausalLM",
+        MappingProxyType({**_GEMMA_2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+    ),
     "gemma3_text": FamilyDefaults(
         "Gemma3ForCausalLM",
         MappingProxyType({
-            **_GEMMA,
+            **_GEMMA_2,
             "vocab_size": 262208,
-            "hidden_size": 2304,
-            "intermediate_size": 9216,
-            "num_hidden_layers": 26,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "hidden_activation": "gelu_pytorch_tanh",
             "max_position_embeddings": 131072,
-            "query_pre_attn_scalar": 256,
-            "sliding_window": 4096,
             "rope_theta": 1000000.0,
             "rope_local_base_freq": 10000.0,
         }),

@@ -47,6 +47,10 @@ _GRANITE_KEYS: Final = MappingProxyType({
     "logit_scale": "logits_scaling",
 })
 _WINDOW: Final = MappingProxyType({"attention.sliding_window": "sliding_window"})
+_SOFT_CAPS: Final = MappingProxyType({
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+})
 _GELU: Final = MappingProxyType({"hidden_act": "gelu_pytorch_tanh"})
 _FAMILIES: Final = MappingProxyType({
     "llama": _Family("llama", _WINDOW),
@@ -68,12 +72,13 @@ _FAMILIES: Final = MappingProxyType({
     "internlm2": _Family("internlm2"),
     "minicpm": _Family("minicpm", _GRANITE_KEYS),
     "gemma": _Family("gemma", values=_GELU),
+    "gemma2": _Family("gemma2", MappingProxyType({**_WINDOW, **_SOFT_CAPS}), values=_GELU),
     "gemma3": _Family(
         "gemma3_text",
         MappingProxyType({
             **_WINDOW,
+            **_SOFT_CAPS,
             "rope.freq_base_swa": "rope_local_base_freq",
-            "final_logit_softcapping": "final_logit_softcapping",
         }),
         values=_GELU,
     ),

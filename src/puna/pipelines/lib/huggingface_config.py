@@ -53,6 +53,7 @@ _NUMBERS: Final = MappingProxyType({
     "rope_local_base_freq": (1.0, 1e15),
     "query_pre_attn_scalar": (0.0, 1e9),
     "final_logit_softcapping": (0.0, 1e6),
+    "attn_logit_softcapping": (0.0, 1e6),
     "partial_rotary_factor": (0.0, 1.0),
     "attention_multiplier": (0.0, 1e6),
     "logits_scaling": (0.0, 1e6),

@@ -1,1 +1,1 @@
-"""Gemma 1 and 3: scaled embeddings, GELU, norms of 1 + weight; Gemma 3 has windows with a rotation of their own."""
+"""Gemma 1, 2 and 3: scaled embeddings, GELU, norms of 1 + weight; windows and soft caps in 2 and 3."""

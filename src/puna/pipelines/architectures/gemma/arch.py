@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from puna.graph.weights import WeightsFormat
-from puna.pipelines.architectures.gemma.model import Gemma3Model, GemmaModel
-from puna.pipelines.architectures.gemma.model_config import Gemma3Config, GemmaConfig
+from puna.pipelines.architectures.gemma.model import Gemma2Model, Gemma3Model, GemmaModel
+from puna.pipelines.architectures.gemma.model_config import Gemma2Config, Gemma3Config, GemmaConfig
 from puna.pipelines.architectures.gemma.weight_adapters import gguf_state_dict, safetensors_state_dict
 from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
 
@@ -30,6 +30,24 @@ ARCHITECTURES: Final = (
         default_weights_format=WeightsFormat.safetensors,
         rope_type=GemmaConfig.default_rope_type,
         gguf_architectures=("gemma",),
+    ),
+    SupportedArchitecture(
+        name="Gemma2ForCausalLM",
+        example_repo_ids=(
+            "google/gemma-2-2b-it",
+            "google/gemma-2-9b-it",
+        ),
+        default_encoding=SupportedEncoding.bfloat16,
+        supported_encodings=tuple(SupportedEncoding),
+        pipeline_model=Gemma2Model,
+        config=Gemma2Config,
+        weight_adapters={
+            WeightsFormat.safetensors: safetensors_state_dict,
+            WeightsFormat.gguf: gguf_state_dict,
+        },
+        default_weights_format=WeightsFormat.safetensors,
+        rope_type=Gemma2Config.default_rope_type,
+        gguf_architectures=("gemma2",),
     ),
     SupportedArchitecture(
         name="Gemma3ForCausalLM",
