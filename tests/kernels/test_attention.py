@@ -178,8 +178,8 @@ def test_what_is_not_finite_stays_in_its_request() -> None:
     x = queries(model, 0, request)
     rig = Rig(x, VARIANTS[-1])
     out = rig.buffer(32)
-    sizes = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "layer": 0, "scale": model.scale, "window": 0, "softcap": 0.0}
-    rig.emit("attention", x=rig.x, q_col=0, out=out, **sizes)
+    sizes = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "layer": 0}
+    rig.emit("attention", x=rig.x, q_col=0, out=out, scale=model.scale, window=0, softcap=0.0, **sizes)
     rig.output(out, 32)
     offsets = np.array([0, 4], np.uint32)
     inputs = {**filled.inputs(), "input_row_offsets": offsets, "cache_lengths": np.array([40], np.uint32)}

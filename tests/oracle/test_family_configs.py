@@ -25,7 +25,7 @@ from support.checkpoints import FAMILIES, REARRANGED, ROPE_CASES, tiny_config
 pytestmark = pytest.mark.oracle
 
 # Keys that transformers keeps elsewhere or derives.
-DERIVED = {"rope_theta"}
+DERIVED = {"rope_theta", "rope_local_base_freq"}
 
 
 @pytest.mark.parametrize("family", sorted(DEFAULTS.keys() - set(REARRANGED)))
@@ -37,8 +37,11 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
         if key == "sliding_window" and family in ("qwen2", "qwen3"):
             expected = 4096  # the class erases it where use_sliding_window is off
         assert getattr(mine, key, None) == expected, key
-    assert mine.rope_theta == theirs.rope_parameters["rope_theta"]
-    assert theirs.rope_parameters["rope_type"] == "default" and mine.rope_scaling is None
+    rope = theirs.rope_parameters.get("full_attention", theirs.rope_parameters)
+    assert mine.rope_theta == rope["rope_theta"]
+    assert rope["rope_type"] == "default" and mine.rope_scaling is None
+    if "sliding_attention" in theirs.rope_parameters:
+        assert mine.rope_local_base_freq == theirs.rope_parameters["sliding_attention"]["rope_theta"]
     assert mine.architectures == [DEFAULTS[family].architecture]
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     assert Llama3Config.get_head_dim(mine) == head_dim
@@ -69,7 +72,7 @@ def test_what_transformers_saves_is_read_alike(tmp_path: Path, family: str) -> N
     """The newest spelling: everything about rotary embedding under `rope_parameters`."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
-    rope = "longrope" if family == "phi3" else "yarn"
+    rope = {"phi3": "longrope", "gemma3_text": "linear"}.get(family, "yarn")
     (first / "config.json").write_text(json.dumps(tiny_config(family, rope)))
     AutoConfig.from_pretrained(first).save_pretrained(second)
     assert "rope_parameters" in json.loads((second / "config.json").read_text())

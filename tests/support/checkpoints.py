@@ -296,7 +296,7 @@ def rope_section(rope: str, rotated: int) -> dict[str, Any] | None:
                 "long_factor": [1.1 + 0.9 * pair for pair in range(pairs)],
             }
         case "linear":
-            return {"type": "linear", "factor": stretch}
+            return {"rope_type": "linear", "factor": stretch}
         case "dynamic":
             return {"rope_type": "dynamic", "factor": 2.0}
         case "yarn":

@@ -266,8 +266,8 @@ def test_unknown_architecture_is_the_registrys_to_refuse(tmp_path: Path) -> None
     from puna.pipelines.lib import PIPELINE_REGISTRY
 
     register_all_models()
-    config = config_of(tmp_path, "gemma")
-    with pytest.raises(UnsupportedModelError, match=r"general\.architecture = 'gemma' in .*model\.gguf"):
+    config = config_of(tmp_path, "gptneox")
+    with pytest.raises(UnsupportedModelError, match=r"general\.architecture = 'gptneox' in .*model\.gguf"):
         PIPELINE_REGISTRY.find(config)
 
 

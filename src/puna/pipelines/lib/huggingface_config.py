@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from puna.errors import UnsupportedModelError, WeightsError
 from puna.pipelines.lib.family_defaults import FAMILIES, FamilyDefaults
-from puna.pipelines.lib.rope_section import read_rope_section
+from puna.pipelines.lib.rope_section import read_rope_section, split_rope
 
 if TYPE_CHECKING:
     from puna.graph.weights import GGUFWeights
@@ -211,7 +211,7 @@ class HuggingFaceConfig:
                 self._refuse(theirs, stated, f"{values[ours]!r}, as {ours} says")
             self.stated |= {ours}
         if family.has_local_rope:
-            values |= _split_rope(values)
+            values |= split_rope(values)
         rope = read_rope_section(values, family, self.source, allows_partial=is_gguf)
         values.pop("rope_parameters", None)
         values["rope_scaling"] = rope.scaling
@@ -263,18 +263,6 @@ class HuggingFaceConfig:
         for key in ("short_factor", "long_factor", "factors"):
             if scaling.get(key) is not None and len(scaling[key]) != rotated // 2:
                 self._refuse(f"rope_scaling.{key}", scaling[key], f"{rotated // 2} numbers, one per rotated pair")
-
-
-def _split_rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The newest spelling of a rotation of their own for layers with a window, in the older one."""
-    section = values.get("rope_parameters")
-    kinds = ("full_attention", "sliding_attention")
-    if not isinstance(section, dict) or not all(isinstance(section.get(kind), dict) for kind in kinds):
-        return {}
-    full, local = (dict(section[kind]) for kind in kinds)
-    if local.pop("rope_type", "default") != "default" or local.keys() != {"rope_theta"}:
-        return {}  # refused as settings that differ between layers
-    return {"rope_parameters": full, "rope_local_base_freq": local["rope_theta"]}
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:

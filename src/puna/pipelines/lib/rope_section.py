@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from puna.errors import UnsupportedModelError
 from puna.pipelines.lib.family_defaults import FamilyDefaults
 
-__all__ = ["RopeSection", "read_rope_section"]
+__all__ = ["RopeSection", "read_rope_section", "split_rope"]
 
 _SECTIONS: Final = ("rope_scaling", "rope_parameters")
 _PARAMETERS: Final = {
@@ -97,6 +97,27 @@ def read_rope_section(
     scaling = {"rope_type": kind, **{key: section[key] for key in _PARAMETERS[kind] if key in section}}
     _check_ranges(scaling, file)
     return RopeSection(theta, scaling, share)
+
+
+def split_rope(values: Mapping[str, Any]) -> dict[str, Any]:
+    """For families whose layers with a window rotate in their own way: the newest spelling in the older one.
+
+    Args:
+        values: The keys of a configuration.
+
+    Returns:
+        `rope_parameters` of the other layers and `rope_local_base_freq`; nothing where `rope_parameters` does not state
+        the two apart, or stretches the context for layers with a window too, which is then refused as any setting is
+        that differs between layers.
+    """
+    section = values.get("rope_parameters")
+    kinds = ("full_attention", "sliding_attention")
+    if not isinstance(section, Mapping) or not all(isinstance(section.get(kind), Mapping) for kind in kinds):
+        return {}
+    full, local = (dict(section[kind]) for kind in kinds)
+    if local.pop("rope_type", "default") != "default" or local.keys() != {"rope_theta"}:
+        return {}
+    return {"rope_parameters": full, "rope_local_base_freq": local["rope_theta"]}
 
 
 def _refuse(key: str, value: Any, file: str | None, supported: str) -> NoReturn:

@@ -13,10 +13,23 @@ from puna.pipelines.architectures.layer_types import LayerTypesConfig
 from puna.pipelines.architectures.llama3 import Llama3Config
 from puna.pipelines.lib import MAXModelConfig, PipelineConfig, RopeType
 from puna.pipelines.lib.config_values import config_source, read_count, read_number, read_value
+from puna.pipelines.lib.rope_section import split_rope
 
 __all__ = ["Gemma2Config", "Gemma3Config", "GemmaConfig"]
 
 _GELU: Final = ("gelu_pytorch_tanh", "gelu")  # Gemma 1 says gelu and means its approximation
+
+
+class _Changed:
+    """A configuration with some keys changed: one of transformers' classes, which states rotations layer by layer."""
+
+    def __init__(self, config: Any, changes: dict[str, Any]) -> None:
+        self._config = config
+        self._changes = changes
+
+    def __getattr__(self, key: str) -> Any:
+        changes = self.__dict__["_changes"]
+        return changes[key] if key in changes else getattr(self.__dict__["_config"], key)
 
 
 @dataclass(kw_only=True)
@@ -113,6 +126,8 @@ class Gemma3Config(Gemma2Config):
         cls, pipeline_config: PipelineConfig, huggingface_config: Any, model_config: MAXModelConfig | None = None
     ) -> Self:
         """As `Gemma2Config.initialize_from_config`, and the rotation of layers with a window."""
+        split = split_rope({"rope_parameters": read_value(huggingface_config, "rope_parameters")})
+        huggingface_config = _Changed(huggingface_config, split) if split else huggingface_config
         config = super().initialize_from_config(pipeline_config, huggingface_config, model_config)
         config.local_rope_theta = read_number(huggingface_config, "rope_local_base_freq", 10000.0)
         return config
