@@ -102,7 +102,8 @@ def test_unclear_families(changes: dict[str, Any], key: str) -> None:
 
 def test_unknown_architectures_are_the_registrys_to_refuse() -> None:
     register_all_models()
-    config = HuggingFaceConfig({"architectures": ["GPTNeoXForCausalLM"], "model_type": "gptneox"}, source="x/config.json")
+    values = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gptneox"}
+    config = HuggingFaceConfig(values, source="x/config.json")
     with pytest.raises(UnsupportedModelError, match=r"GPTNeoXForCausalLM.* in x/config\.json .*LlamaForCausalLM"):
         PIPELINE_REGISTRY.find(config)
 
