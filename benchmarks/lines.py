@@ -65,6 +65,7 @@ class Work:
         layer_products: Multiply-adds of a token in the layers.
         output_products: Multiply-adds of a row of logits.
         is_integer: Whether the products are of bytes.
+        is_bfloat16: Whether they are of bfloat16, whose peak is not measured: some processors multiply pairs at once.
         width: Query heads times their width.
         cache_bytes: Bytes of keys and values (float16) per token.
         layers: Decoder layers.
@@ -74,6 +75,7 @@ class Work:
     layer_products: int
     output_products: int
     is_integer: bool
+    is_bfloat16: bool
     width: int
     cache_bytes: int
     layers: int
@@ -81,7 +83,8 @@ class Work:
     def best_tokens_per_s(self, spec: Spec, limits: Mapping[str, float]) -> float:
         """Tokens per second if every byte came at the limit, and if not, every product was made at the limit.
 
-        Prompts are read 512 tokens at a time; every step reads all matrices once.
+        Prompts are read 512 tokens at a time; every step reads all matrices once. 0 where arithmetic decides and its
+        peak is not known.
         """
         steps = math.ceil(spec.total_tokens / 512) if spec.kind == "pp" else spec.tokens
         tokens, rows = spec.total_tokens, spec.sequences if spec.kind == "pp" else spec.total_tokens
@@ -90,7 +93,10 @@ class Work:
         peak = limits["int8_gops"] if self.is_integer else limits["f32_gflops"]
         products = 2 * (self.layer_products * tokens + self.output_products * rows) / peak
         attention = 4 * self.layers * self.width * context * tokens / limits["f32_gflops"]
-        return tokens * 1e9 / max((self.matrix_bytes * steps + cache) / limits["read_gbps"], products + attention)
+        reading = (self.matrix_bytes * steps + cache) / limits["read_gbps"]
+        if self.is_bfloat16 and products > reading:
+            return 0.0
+        return tokens * 1e9 / max(reading, products + attention)
 
 
 def work_of(path: Path) -> Work:
@@ -111,6 +117,7 @@ def work_of(path: Path) -> Work:
         layer_products=int(sum(tensor.n_elements for tensor in layers)),
         output_products=int(output.n_elements),
         is_integer=all(tensor.tensor_type not in _FLOATS for tensor in layers),
+        is_bfloat16=any(tensor.tensor_type == GGMLQuantizationType.BF16 for tensor in layers),
         width=width,
         cache_bytes=2 * 2 * kv_width * count,
         layers=count,

@@ -250,6 +250,14 @@ def test_work_is_bounded_by_memory_or_by_products(tmp_path: Path) -> None:
     assert prompt == pytest.approx(1 / (products + attention))
 
 
+def test_no_limit_is_stated_where_the_peak_is_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    synthetic.write(path, TINY, "BF16")
+    work = work_of(path)
+    assert work.best_tokens_per_s(Spec("pp", 512), LIMITS) == 0.0
+    assert work.best_tokens_per_s(Spec("tg", 4), LIMITS) > 0.0
+
+
 @pytest.mark.parametrize("kind", [k for k in GGMLQuantizationType if k.name in ("Q4_0", "Q8_0", "Q4_K", "Q6_K")])
 def test_random_blocks_have_the_deviation_that_is_asked_for(kind: GGMLQuantizationType) -> None:
     data = synthetic.random_blocks(np.random.default_rng(0), kind, 256 * 200, 0.05)
