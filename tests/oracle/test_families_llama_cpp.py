@@ -30,6 +30,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     # windows of EXAONE 4 are known to it by the number of layers, 64
     "exaone4": {"sliding_window": None, "head_dim": None},
     "exaone": {"head_dim": None},
+    "ernie4_5": {"head_dim": None, "use_bias": False},
     "baichuan": {"num_hidden_layers": 32},  # how it tells 7B, which rotates, from 13B, which does not
     "cohere2": {"head_dim": None, "num_attention_heads": 6, "num_key_value_heads": 2},
     "phi3": {"sliding_window": None},
@@ -56,6 +57,7 @@ KINDS = {
     "baichuan": ("none",),
     "orion": ("none",),
     "gemma": ("none",),
+    "ernie4_5": ("none",),
     "gemma2": ("none",),
     "gemma3_text": ("none",),
 }

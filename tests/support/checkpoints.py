@@ -48,6 +48,7 @@ FAMILIES = (
     "gemma",
     "gemma2",
     "gemma3_text",
+    "ernie4_5",
 )
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
 # Not in transformers: these are compared with one of its classes on rearranged tensors.
@@ -96,6 +97,7 @@ _ARCHITECTURES = {
     "baichuan": "BaichuanForCausalLM",
     "orion": "OrionForCausalLM",
     "gemma": "GemmaForCausalLM",
+    "ernie4_5": "Ernie4_5ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
@@ -163,6 +165,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "baichuan": {"num_key_value_heads": 9, "head_dim": None},
     "orion": {"head_dim": None},
     "gemma": {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+    "ernie4_5": {"tie_word_embeddings": True, "use_bias": True},
     "gemma2": {
         "hidden_act": None,
         "hidden_activation": "gelu_pytorch_tanh",
@@ -221,7 +224,7 @@ _NORMS = {
     "gemma3_text": _SANDWICH,
     "glm4": ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
 }
-_QKV_BIAS = ("attention_bias", "use_qkv_bias", "qkv_bias", "bias")
+_QKV_BIAS = ("attention_bias", "use_qkv_bias", "qkv_bias", "bias", "use_bias")
 _STACKED_MLP = ("phi3", "glm", "glm4")
 EXAONE_KEYS = {
     "num_hidden_layers": "num_layers",
@@ -363,10 +366,11 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
             matrix(f"{base}.mlp.gate_proj", width, hidden)
             matrix(f"{base}.mlp.up_proj", width, hidden)
         matrix(f"{base}.self_attn.o_proj", hidden, heads * size)
-        if (config.get("attention_bias") and family not in ("glm", "glm4")) or config.get("bias"):
+        has_output_bias = config.get("attention_bias") and family not in ("glm", "glm4")
+        if has_output_bias or config.get("bias") or config.get("use_bias"):
             vector(f"{base}.self_attn.o_proj.bias", hidden)
         matrix(f"{base}.mlp.down_proj", hidden, width)
-        if config.get("mlp_bias"):
+        if config.get("mlp_bias") or config.get("use_bias"):
             vector(f"{base}.mlp.gate_proj.bias", width)
             vector(f"{base}.mlp.up_proj.bias", width)
             vector(f"{base}.mlp.down_proj.bias", hidden)

@@ -30,6 +30,7 @@ _FAMILIES: Final = (
     "baichuan",
     "orion",
     "gemma",
+    "ernie4_5",
 )
 """Folders of families; the `arch` module of each lists its `ARCHITECTURES`."""
 

@@ -390,5 +390,24 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
         }),
         has_local_rope=True,
     ),
+    "ernie4_5": FamilyDefaults(
+        "Ernie4_5ForCausalLM",
+        MappingProxyType({
+            **_COMMON,
+            "vocab_size": 103424,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "head_dim": 128,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "use_bias": False,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        }),
+    ),
 })
 """Defaults by `model_type`."""

@@ -82,6 +82,7 @@ _FAMILIES: Final = MappingProxyType({
         }),
         values=_GELU,
     ),
+    "ernie4_5": _Family("ernie4_5"),
     "baichuan": _Family("baichuan"),
     "orion": _Family("orion", norm="layer_norm_eps"),
 })

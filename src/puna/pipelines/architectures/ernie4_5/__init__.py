@@ -1,0 +1,1 @@
+"""Ernie 4.5, the dense one: Llama whose rotated pairs are neighbours in every file."""
