@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from puna.models import find_model
-from support.divergence import TEXTS
+from support.divergence import TEXTS, divergence
 from support.family_model import all_logits, load_family
 from support.gguf_reference import reference_logits, transformers_model
 
@@ -84,3 +84,21 @@ def test_greedy_text_is_that_of_llama_cpp_up_to_rounding(
         sequence.append(ours_token)
         llama.eval([ours_token])
         theirs = np.array(llama.scores[len(sequence) - 1], dtype=np.float32)
+
+
+def test_an_int8_cache_diverges_no_more_than_is_documented(path: Path, reference: Any, llama: llama_cpp.Llama) -> None:
+    """`docs/numerics.md` has the figures: of the cache alone, and of everything together."""
+    prompts = [llama_tokens(llama, text)[:500] for text in TEXTS]
+
+    def logits(cache: str, **options: Any) -> list[Logits]:
+        return all_logits(load_family(path, kv_cache_format=cache, **options), prompts)
+
+    def mean_divergence(expected: list[Logits], found: list[Logits]) -> float:
+        parts = [divergence(want, mine) for want, mine in zip(expected, found, strict=True)]
+        return float(np.concatenate(parts).mean())
+
+    exact = logits("float32")
+    assert 0 <= mean_divergence(exact, logits("float16")) <= 2e-6
+    assert 2e-5 <= mean_divergence(exact, logits("int8")) <= 0.002  # it is in int8
+    everything = [reference_logits(reference, ids) for ids in prompts]
+    assert mean_divergence(everything, logits("int8", precision="auto")) <= 0.0065
