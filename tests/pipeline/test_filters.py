@@ -104,6 +104,20 @@ CHOICES: dict[str, Any] = {
     vocabulary=20_000,
     spread=3.0,
 )
+@example(  # top-k leaves more than the candidates that are looked at first, top-p fewer
+    values={
+        "top_k": 300,
+        "top_p": 0.9,
+        "min_p": 0.0,
+        "typical_p": 1.0,
+        "top_n_sigma": 0.0,
+        "xtc_probability": 0.0,
+        "temperature": 1.0,
+    },
+    seed=0,
+    vocabulary=900,
+    spread=3.0,
+)
 def test_filters_keep_what_a_plain_reference_keeps(
     values: dict[str, Any], seed: int, vocabulary: int, spread: float
 ) -> None:

@@ -224,10 +224,14 @@ class _View:
             self._keep_only(index, self._values[index] >= self._rows.best[index, 0] - n[index] * sigma)
 
     def _apply_top_k(self) -> None:
-        k = self._rows._column("top_k")
-        limits = np.where((k > 0) & (k < self._vocabulary), k, np.inf)
+        limits = self._top_k_limits()
         self.kept &= self._place < limits
         self.is_closed |= (limits <= self._counts)[:, 0]
+
+    def _top_k_limits(self) -> Float64Array:
+        """How many tokens top-k leaves of each row, float64 `[B, 1]`: infinity where it leaves all."""
+        k = self._rows._column("top_k")
+        return np.where((k > 0) & (k < self._vocabulary), k, np.inf)
 
     def _apply_typical_p(self) -> None:
         """Keeps the tokens whose surprise is nearest to the entropy (Meister et al., "Locally typical sampling", 2022).
@@ -262,6 +266,7 @@ class _View:
             return
         # Before a row is closed only the mass of all its tokens is known, not of those that an earlier filter left.
         is_narrowed = (self._rows._column("min_p") > 0) | (self._rows._column("top_n_sigma") > 0)
+        is_narrowed |= self._top_k_limits() < self._vocabulary
         self._needs_all |= (top_p[:, 0] < 1) & is_narrowed[:, 0] & ~self.is_closed
         weights = np.where(self.kept[active], self.weights[active], 0.0)
         sums = np.cumsum(weights, axis=1)
