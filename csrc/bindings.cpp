@@ -38,7 +38,10 @@ ElementType element_type(const Py_buffer& buffer) {
 bool is_bfloat16(nb::handle object) {
   if (!nb::hasattr(object, "dtype")) return false;
   const nb::object dtype = object.attr("dtype");
-  return nb::hasattr(dtype, "name") && nb::str(dtype.attr("name")).equal(nb::str("bfloat16"));
+  // NumPy computes names in Python, at some microseconds each, and a step has a dozen arrays; kinds are at hand.
+  const nb::object kind = nb::getattr(dtype, "kind", nb::none());
+  if (!nb::isinstance<nb::str>(kind) || !kind.equal(nb::str("V"))) return false;
+  return nb::str(dtype.attr("name")).equal(nb::str("bfloat16"));
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ __all__ = ["Buffer"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 MapMode: TypeAlias = Literal["readonly", "copyonwrite", "readwrite"]
+_HOST: Final = CPU()
 _MAP_MODES: Final = {"readonly": "r", "copyonwrite": "c", "readwrite": "r+"}
 
 
@@ -48,14 +49,14 @@ class Buffer:
             raise ValueError(f"shape {extents} has a negative extent")
         self._array: Array = np.empty(extents, dtype.to_numpy())
         self._dtype = dtype
-        self._device = device or CPU()
+        self._device = device or _HOST
 
     @classmethod
     def _wrap(cls, array: Array, device: Device | None = None) -> Buffer:
         self = cls.__new__(cls)
         self._array = array
         self._dtype = DType.from_numpy(array.dtype)
-        self._device = device or CPU()
+        self._device = device or _HOST
         return self
 
     # -- making one ----------------------------------------------------------------------------------------------------

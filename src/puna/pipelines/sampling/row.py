@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from puna.pipelines.sampling_params import LogitsProcessor, SamplingParams
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
+
+_NONE: Final[Int64Array] = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,11 @@ class SamplingRow:
             params=params,
             tokens=np.concatenate([tokens, np.array(drawn, dtype=np.int64)]) if drawn else tokens,
             prompt_length=context.admission_length,
-            forbidden=context.get_min_token_logit_mask(len(drawn) + 1)[-1],
+            forbidden=context.get_min_token_logit_mask(len(drawn) + 1)[-1] if params.min_tokens else _NONE,
             seed=context.seed,
             vocab_size=context.vocab_size,
             choice=context.choice,
-            processors=tuple(_bound(process, context) for process in params.logits_processors or ()),
+            processors=tuple([_bound(process, context) for process in params.logits_processors or ()]),
             bad_words=context.bad_words,
             dry_breakers=context.dry_breakers,
             mirostat=context.mirostat,

@@ -6,6 +6,7 @@ element or along one row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,8 @@ class Sampler:
             tokens[drawn], found = draw(part, chosen, wanted)
             for index, distribution in zip(drawn, found, strict=True):
                 distributions[index] = distribution
-        tokens[[error is not None for error in errors]] = 0
+        if any(errors):
+            tokens[[error is not None for error in errors]] = 0
         records: tuple[LogProbabilities | None, ...] = ()
         if any(row.params.logprobs is not None for row in rows):
             records = tuple(
@@ -123,8 +125,9 @@ def _errors(
     """Why rows have no token. Minus infinity is fine where a request's edits forbid tokens; models never give it."""
     # Extremes hand NaN on, and argmax stops at it.
     largest = edited[np.arange(len(rows)), best]
-    lowest = raw.min(axis=1)
-    highest: npt.NDArray[np.float32] = largest if edited is raw else raw.max(axis=1)
+    if edited is raw and math.isfinite(raw.min()) and math.isfinite(largest.max()):
+        return (None,) * len(rows)
+    lowest, highest = raw.min(axis=1), raw.max(axis=1)
     if np.isfinite(largest).all() and np.isfinite(lowest).all() and np.isfinite(highest).all():
         return (None,) * len(rows)
     is_broken = ~(np.isfinite(lowest) & np.isfinite(highest)) | np.isnan(largest) | (largest == np.inf)
