@@ -86,6 +86,8 @@ def main() -> None:
         comparison, left_out = calm(comparison)
         for title in left_out:
             print(f"{title}: left out, other processes had more than {DISTURBED:.0%} of the cores")
+        if not comparison.lines:
+            continue
         target = RESULTS / f"{comparison.name}.json"
         if target.exists() and not arguments.replace:
             comparison = stored()[comparison.name].with_lines_of(comparison)
