@@ -33,7 +33,7 @@ def test_gptq_has_no_blocks() -> None:
     assert not QuantizationEncoding.GPTQ.is_gguf
     assert QuantizationEncoding.GPTQ.name == "gptq"
     with pytest.raises(ValueError, match="GPTQ has no blocks"):
-        QuantizationEncoding.GPTQ.block_parameters  # noqa: B018
+        QuantizationEncoding.GPTQ.block_parameters  # noqa: B018 - the property is what raises
 
 
 def test_unknown_name_lists_the_known() -> None:
