@@ -29,6 +29,18 @@ class InvalidRequestError(PunaError, ValueError):
         super().__init__(f"{param}: {message}" if param else message)
 
 
+class PromptTooLongError(InvalidRequestError):
+    """A prompt has more tokens than there is room for."""
+
+    def __init__(self, num_tokens: int, limit: int, where: str, hint: str = "") -> None:
+        self.num_tokens = num_tokens
+        self.limit = limit
+        advice = f"; {hint}" if hint else ""
+        super().__init__(
+            f"it has {num_tokens} tokens, {num_tokens - limit} more than {where}{advice}", param="prompt"
+        )
+
+
 class ModelNotFoundError(PunaError, LookupError):
     """No model has this name; `choices` lists what there is."""
 

@@ -94,7 +94,7 @@ def test_help_of_a_command(puna: Puna, command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["nonsense"], 2, "no command 'nonsense'; there is: generate, show,"),
+        (["nonsense"], 2, "no command 'nonsense'; there is: generate, chat, batch,"),
         (["generate", "smollm2"], 2, "Missing option '-p'"),
         (["generate", "smollm2", "-p", "x", "--threads", "0"], 2, "--threads"),
         (["generate", "./nothing", "-p", "x"], 2, "no such file or directory"),

@@ -12,7 +12,8 @@ import jsonschema
 import pytest
 
 from puna.entrypoints.cli import run
-from puna.entrypoints.commands.generate import _VALUES, generate
+from puna.entrypoints.commands.generate import generate
+from puna.entrypoints.commands.options import SAMPLING_VALUES
 from puna.pipelines.sampling_params import SamplingParams
 from support.tiny_model import write_tiny_model
 
@@ -40,8 +41,8 @@ def report(capsys: pytest.CaptureFixture[str], model: str, *arguments: str) -> A
 
 def test_every_value_has_an_option_and_every_option_a_value() -> None:
     options = {parameter.name for parameter in generate.params if isinstance(parameter, click.Option)}
-    assert set(_VALUES) <= options
-    assert set(_VALUES) <= set(inspect.signature(SamplingParams).parameters)
+    assert set(SAMPLING_VALUES) <= options
+    assert set(SAMPLING_VALUES) <= set(inspect.signature(SamplingParams).parameters)
 
 
 def test_log_probabilities_are_in_the_object(capsys: pytest.CaptureFixture[str], tiny: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,13 +35,16 @@ class AsyncLLM:
         name: What the model was asked for by.
         max_model_len: Most tokens of a request, prompt and output together.
         default_sampling_params: What requests without sampling values take.
+        sampling_defaults: What the checkpoint states about sampling; empty: nothing, or it was switched off.
         notices: What a person should know about how it was loaded.
+        load_seconds: How long loading took.
 
     Raises:
         As `LLM`.
     """
 
     def __init__(self, model: str | Path = DEFAULT_MODEL, *, max_queue_size: int = 512, **options: Any) -> None:
+        begin = time.perf_counter()
         values = EngineOptions(**options)
         loaded = load_model(str(model), values)
         self._loaded = loaded
@@ -49,7 +53,9 @@ class AsyncLLM:
         self.name = str(model)
         self.max_model_len = loaded.max_model_len
         self.default_sampling_params = SamplingParams.from_input(None, loaded.sampling_defaults)
+        self.sampling_defaults = loaded.sampling_defaults
         self.notices = loaded.notices
+        self.load_seconds = time.perf_counter() - begin
 
     async def __aenter__(self) -> Self:
         return self

@@ -20,6 +20,11 @@ from puna.errors import PunaError
 # name -> (module, function, one line for `puna --help`)
 _COMMANDS: Final = {
     "generate": ("puna.entrypoints.commands.generate", "generate", "Write text that continues or answers a prompt."),
+    "chat": ("puna.entrypoints.commands.chat", "chat", "Talk with a model in the terminal."),
+    "batch": ("puna.entrypoints.commands.batch", "batch", "Answer a file of requests into a file of results."),
+    "score": ("puna.entrypoints.commands.score", "score", "Tell how likely continuations of a prompt are."),
+    "embed": ("puna.entrypoints.commands.embed", "embed", "Turn texts into vectors."),
+    "perplexity": ("puna.entrypoints.commands.perplexity", "perplexity", "Tell how well a model foresees a text."),
     "show": ("puna.entrypoints.commands.show", "show", "Describe a model, its memory and its likely speed here."),
     "list": ("puna.entrypoints.commands.models", "list_command", "List the models that were fetched."),
     "pull": ("puna.entrypoints.commands.models", "pull", "Fetch a model."),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast, overload
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
 from puna.entrypoints.answer import Answer
 from puna.entrypoints.beam_search import search
+from puna.entrypoints.jobs import Job, run_jobs
 from puna.entrypoints.loading import EngineOptions, GenerationConfig, Precision, kernel_variant, load_model
 from puna.entrypoints.loop_driver import LoopDriver
 from puna.entrypoints.outputs import BeamSearchOutput, RequestOutput
@@ -24,6 +25,8 @@ from puna.pipelines.text_generation import TextGenerationPipeline
 from puna.tokenization import Tokenizer
 
 __all__ = ["LLM", "kernel_variant"]
+
+_J = TypeVar("_J", bound=Job)
 
 
 class LLM(ReadsPrompts):
@@ -362,6 +365,23 @@ class LLM(ReadsPrompts):
                     yield answer.output()
 
         return grow()
+
+    def answer_jobs(self, jobs: Iterable[_J], *, max_in_flight: int = 64) -> Iterator[_J]:
+        """Answers what comes out of a source that may be too long to be held: jobs are taken when there is room.
+
+        Args:
+            jobs: Requests that are answered, or embedded, together. A job that cannot be served gets an `error`.
+            max_in_flight: Requests that are under way at most, unless one job has more.
+
+        Yields:
+            The jobs, each when it is done; an iterator that is dropped ends those that are under way.
+
+        Raises:
+            InvalidRequestError: `max_in_flight` is below 1.
+        """
+        if max_in_flight < 1:
+            raise InvalidRequestError(f"must be at least 1, got {max_in_flight}", param="max_in_flight")
+        return run_jobs(jobs, self._driver, self._open, max_in_flight=max_in_flight, layer=self._layer(-1))
 
     def _answers(self, requests: Sequence[GenerateRequest]) -> list[Answer]:
         return [self._open.answer(request) for request in requests]

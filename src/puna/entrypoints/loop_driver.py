@@ -78,6 +78,14 @@ class LoopDriver:
                 if not answer.is_finished:
                     self._step()
 
+    def finish_one(self, answers: Sequence[Answer]) -> None:
+        """Takes steps until one more of some answers is finished; at once if all are."""
+        pending = [answer for answer in answers if not answer.is_finished]
+        while pending and not any(answer.is_finished for answer in pending):
+            with self._turn:
+                if not any(answer.is_finished for answer in pending):
+                    self._step()
+
     def grow(self, answers: Sequence[Answer]) -> Iterator[Answer]:
         """Takes steps until all answers are finished; gives each of them whenever something came for it."""
         while True:

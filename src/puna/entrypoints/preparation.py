@@ -14,7 +14,7 @@ import numpy as np
 
 from puna.entrypoints.answer import Answer
 from puna.entrypoints.loading import LoadedModel
-from puna.errors import InvalidRequestError, UnsupportedModelError
+from puna.errors import InvalidRequestError, PromptTooLongError, UnsupportedModelError
 from puna.pipelines.context import EOSTracker, TextContext, TokenBuffer
 from puna.pipelines.prompt_reading import LogprobReader
 from puna.pipelines.prompt_rows import PromptReader
@@ -211,7 +211,7 @@ class Preparation:
             raise InvalidRequestError("is empty", param="prompt")
         limit = self._loaded.max_model_len
         if len(ids) > limit:
-            raise InvalidRequestError(f"it has {len(ids)} tokens, the context holds {limit}", param="prompt")
+            raise PromptTooLongError(len(ids), limit, f"the context holds ({limit})")
         return TextContext(
             tokens=TokenBuffer(np.array(ids, dtype=np.int64)),
             max_length=len(ids),
@@ -224,10 +224,11 @@ class Preparation:
         loaded, params = self._loaded, request.sampling_params
         room = loaded.max_model_len - len(ids)
         if room < 1:
-            raise InvalidRequestError(
-                f"it has {len(ids)} tokens, {1 - room} more than the context of {loaded.max_model_len} tokens leaves "
-                "room for; truncate_prompt_tokens would cut it",
-                param="prompt",
+            raise PromptTooLongError(
+                len(ids),
+                loaded.max_model_len - 1,
+                f"the context of {loaded.max_model_len} tokens leaves room for",
+                "truncate_prompt_tokens would cut it",
             )
         tokens = np.array(ids, dtype=np.int64)
         if params.num_choices > params.n and params.logprobs is None:

@@ -23,6 +23,7 @@ __all__ = ["ReadsPrompts"]
 _T = TypeVar("_T", bound=PromptReader)
 _GREEDY: Final = SamplingParams(temperature=0)
 _SCORED_TOGETHER: Final = 32
+_WINDOWS_TOGETHER: Final = 8
 
 
 class ReadsPrompts(ABC):
@@ -133,8 +134,10 @@ class ReadsPrompts(ABC):
             for text, ids, reader in zip(texts, endings, scored, strict=True)
         ]
 
-    def perplexity(self, text: Prompt, *, window: int | None = None, stride: int | None = None) -> float:
-        """`exp` of the mean negative log-probability per token of a text.
+    def token_logprobs(
+        self, text: Prompt, *, window: int | None = None, stride: int | None = None, progress: bool | None = False
+    ) -> npt.NDArray[np.float64]:
+        """The log-probability of each token of a text but the first, given those before it: float64 `[T - 1]`.
 
         A text that is longer than the window is read in windows; each token after the first window is scored once,
         with at least `window - stride` tokens before it.
@@ -143,10 +146,13 @@ class ReadsPrompts(ABC):
             text: Text or token ids, at least two tokens.
             window: Tokens of a window; None: `max_model_len`.
             stride: Tokens that a window goes on by; None: half a window.
+            progress: Show a bar; None: if standard error is a terminal and there are several windows.
 
         Raises:
             InvalidRequestError: the text has fewer than two tokens, or a number is out of range.
         """
+        from puna.entrypoints.console import progress_bar
+
         (request,) = as_requests(text, _GREEDY)
         ids = self._open.encode(request)[1]
         width = self.max_model_len if window is None else window
@@ -157,19 +163,31 @@ class ReadsPrompts(ABC):
             raise InvalidRequestError(f"must be from 1 to {width - 1}, got {step}", param="stride")
         if len(ids) < 2:
             raise InvalidRequestError(f"must have at least 2 tokens, it has {len(ids)}", param="text")
-        readers: list[LogprobReader] = []
-        contexts = []
-        scored = 1  # the first token has nothing before it
+        windows = []  # from, to, the first token that is scored; the text's first one has nothing before it
+        scored = 1
         while scored < len(ids):
             begin = 0 if scored == 1 else max(0, min(scored + step, len(ids)) - width)
-            part = ids[begin : begin + width]
-            reader = self._logprob_reader(part, scored - begin)
-            readers.append(reader)
-            contexts.append(self._open.reading(part, reader))
-            scored = begin + len(part)
-        self._read(contexts)
-        values = [record.token_log_probabilities[0] for reader in readers for record in reader.records]
-        return float(np.exp(-np.mean(values)))
+            end = min(begin + width, len(ids))
+            windows.append((begin, end, scored))
+            scored = end
+        values: list[float] = []
+        with progress_bar("reading", len(windows), progress) as tell:
+            # A few at a time: what readers keep of a long text would not fit.
+            for first in range(0, len(windows), _WINDOWS_TOGETHER):
+                some = windows[first : first + _WINDOWS_TOGETHER]
+                readers = [self._logprob_reader(ids[begin:end], target - begin) for begin, end, target in some]
+                self._read([
+                    self._open.reading(ids[begin:end], reader)
+                    for (begin, end, _), reader in zip(some, readers, strict=True)
+                ])
+                values += [record.token_log_probabilities[0] for reader in readers for record in reader.records]
+                for _ in some:
+                    tell()
+        return np.array(values)
+
+    def perplexity(self, text: Prompt, *, window: int | None = None, stride: int | None = None) -> float:
+        """`exp` of the mean negative log-probability per token of a text; arguments as of `token_logprobs`."""
+        return float(np.exp(-np.mean(self.token_logprobs(text, window=window, stride=stride))))
 
     def _layer(self, layer: int) -> int:
         """A layer as readers number them: from 0, the number of layers for the output of the final norm."""

@@ -16,7 +16,14 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from puna.driver import Buffer
-from puna.errors import InsufficientBlocksError, InvalidRequestError, PunaError, QueueFullError, StepFailedError
+from puna.errors import (
+    InsufficientBlocksError,
+    InvalidRequestError,
+    PromptTooLongError,
+    PunaError,
+    QueueFullError,
+    StepFailedError,
+)
 from puna.nn.kv_cache import KVCacheInputs
 from puna.pipelines.batch import (
     FinishReason,
@@ -103,11 +110,8 @@ class Scheduler:
         if context.sampling_params.thinking_temperature is not None:
             raise InvalidRequestError("reasoning sections are not told apart", param="thinking_temperature")
         most = self._replicas[0].kv.max_tokens
-        excess = len(context.tokens) - most
-        if excess > 0:
-            raise InvalidRequestError(
-                f"it has {len(context.tokens)} tokens, {excess} more than the KV cache holds ({most})", param="prompt"
-            )
+        if len(context.tokens) > most:
+            raise PromptTooLongError(len(context.tokens), most, f"the KV cache holds ({most})")
 
     def add(self, context: TextContext) -> None:
         """Takes a request in.

@@ -1,0 +1,219 @@
+"""What a call is answered with: bodies of the OpenAI interface, made of what the engine gave, and bodies of errors."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from puna.entrypoints.openai.requests import Call, Endpoint
+from puna.entrypoints.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestOutput
+from puna.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    PromptTooLongError,
+    PunaError,
+    QueueFullError,
+    UnsupportedModelError,
+)
+from puna.tokenization import Tokenizer
+
+__all__ = ["embedding_body", "error_body", "error_status", "generated_body"]
+
+_CODES: Final[tuple[tuple[type[PunaError], str], ...]] = (  # the first one that fits
+    (PromptTooLongError, "context_length_exceeded"),
+    (ModelNotFoundError, "model_not_found"),
+    (QueueFullError, "queue_full"),
+    (UnsupportedModelError, "unsupported_by_model"),
+    (InvalidRequestError, "invalid_value"),
+)
+
+
+def error_status(error: PunaError) -> int:
+    """The HTTP status of an error."""
+    if isinstance(error, UnsupportedModelError):
+        return 400  # the request asks for what this model has not, such as a chat template
+    return error.http_status or 500
+
+
+def error_body(error: PunaError) -> dict[str, Any]:
+    """The body of an error: `{"error": {message, type, param, code}}`."""
+    kind = "invalid_request_error" if error_status(error) < 500 else "server_error"
+    code = next((code for known, code in _CODES if isinstance(error, known)), None)
+    param = "model" if isinstance(error, ModelNotFoundError) else getattr(error, "param", None)
+    return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+
+
+def generated_body(
+    call: Call, outputs: Sequence[RequestOutput], *, model: str, created: int, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """The body of a chat completion or a completion.
+
+    Args:
+        call: What was asked.
+        outputs: One finished output for each of its requests.
+        model: The model's name.
+        created: Seconds since 1970.
+        tokenizer: The model's; None: it has none.
+    """
+    is_chat = call.endpoint is Endpoint.CHAT
+    choices = [(output, choice) for output in outputs for choice in output.outputs]
+    make = _chat_choice if is_chat else _completion_choice
+    return {
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{outputs[0].request_id}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": created,
+        "model": model,
+        "choices": [
+            {"index": index, **make(call, output, choice, tokenizer)} for index, (output, choice) in enumerate(choices)
+        ],
+        "usage": _usage(outputs),
+    }
+
+
+def embedding_body(
+    call: Call, outputs: Sequence[RequestOutput], vectors: npt.NDArray[np.float32], *, model: str
+) -> dict[str, Any]:
+    """The body of embeddings.
+
+    Args:
+        call: What was asked.
+        outputs: One finished output for each of its requests.
+        vectors: Float32 `[n, H]`.
+        model: The model's name.
+
+    Raises:
+        InvalidRequestError: the caller expects vectors of another length.
+    """
+    if call.dimensions not in (None, vectors.shape[1]):
+        raise InvalidRequestError(f"this model's have {vectors.shape[1]}, got {call.dimensions}", param="dimensions")
+    tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    return {
+        "object": "list",
+        "data": [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode()
+                if call.is_base64
+                else vector.tolist(),
+            }
+            for index, vector in enumerate(vectors)
+        ],
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def _usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+    prompt = sum(len(output.prompt_token_ids) for output in outputs)
+    completion = sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
+    details = {"cached_tokens": sum(output.num_cached_tokens for output in outputs)}
+    if truncated := sum(output.num_truncated_tokens for output in outputs):
+        details["truncated_tokens"] = truncated
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": details,
+    }
+
+
+def _chat_choice(
+    call: Call, output: RequestOutput, choice: CompletionOutput, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    logprobs = None
+    if choice.logprobs is not None:
+        tokens = zip(choice.token_ids, choice.logprobs, strict=True)
+        logprobs = {
+            "content": [_chat_position(token, position, call, tokenizer) for token, position in tokens],
+            "refusal": None,
+        }
+    return {
+        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "logprobs": logprobs,
+        "finish_reason": choice.finish_reason,
+    }
+
+
+def _chat_position(
+    token: int, position: PositionLogprobs, call: Call, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    def entry(number: int, value: Logprob) -> dict[str, Any]:
+        data = tokenizer.token_bytes(number) if tokenizer is not None else None
+        return {
+            "token": value.decoded_token if value.decoded_token is not None else f"token_id:{number}",
+            "logprob": value.logprob,
+            "bytes": list(data) if data is not None else None,
+        }
+
+    likeliest = _likeliest(position, call.top_logprobs)
+    return {**entry(token, position[token]), "top_logprobs": [entry(number, value) for number, value in likeliest]}
+
+
+def _likeliest(position: PositionLogprobs, count: int | None) -> list[tuple[int, Logprob]]:
+    ranked = sorted(position.items(), key=lambda item: item[1].rank)
+    return [(number, value) for number, value in ranked if value.rank <= (count or 0)]
+
+
+def _completion_choice(
+    call: Call, output: RequestOutput, choice: CompletionOutput, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    prompt = ""
+    if call.echo:
+        prompt = output.prompt if output.prompt is not None else _decoded(output.prompt_token_ids, tokenizer)
+    logprobs = None
+    if choice.logprobs is not None:
+        tokens, positions = list(choice.token_ids), [*choice.logprobs]
+        if call.echo and output.prompt_logprobs is not None:
+            tokens = [*output.prompt_token_ids, *tokens]
+            logprobs = _completion_logprobs(tokens, [*output.prompt_logprobs, *positions], call, tokenizer)
+        else:
+            logprobs = _completion_logprobs(tokens, [*positions], call, tokenizer)
+    return {"text": prompt + choice.text, "logprobs": logprobs, "finish_reason": choice.finish_reason}
+
+
+def _completion_logprobs(
+    tokens: Sequence[int],
+    positions: Sequence[PositionLogprobs | None],
+    call: Call,
+    tokenizer: Tokenizer | None,
+) -> dict[str, Any]:
+    offsets, end = [], 0
+    for token in tokens:
+        offsets.append(end)
+        end += len(_decoded([token], tokenizer))
+    return {
+        "tokens": [_piece(token, tokenizer) for token in tokens],
+        "token_logprobs": [
+            None if position is None else position[token].logprob
+            for token, position in zip(tokens, positions, strict=True)
+        ],
+        "top_logprobs": [
+            None
+            if position is None
+            else {
+                _piece(number, tokenizer): value.logprob for number, value in _likeliest(position, call.top_logprobs)
+            }
+            for position in positions
+        ],
+        "text_offset": offsets,
+    }
+
+
+def _piece(token: int, tokenizer: Tokenizer | None) -> str:
+    """A token's name: its text; its bytes where these are a part of a character, of which several would look equal."""
+    if tokenizer is None:
+        return f"token_id:{token}"
+    data = tokenizer.token_bytes(token)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _decoded(tokens: Sequence[int], tokenizer: Tokenizer | None) -> str:
+    return "" if tokenizer is None else b"".join(map(tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
