@@ -157,6 +157,10 @@ class Terminal:
             if select.select([self.master], [], [], 0.1)[0]:
                 self.text += os.read(self.master, 65536).decode("utf-8", "replace")
 
+    def wait_for_prompt(self) -> None:
+        if not self.text.endswith("> "):  # it may have come with what was waited for
+            self.wait_for("> ")
+
     def wait_for_more(self, count: int) -> None:
         end = time.monotonic() + 30
         goal = len(self.text) + count
@@ -190,10 +194,10 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_program(tmp_path: Path) -> None:
         terminal.wait_for("1 answers")
         terminal.type(f"/save {tmp_path / 'c.json'}\n")
         terminal.wait_for("2 messages are in")
-        if not terminal.text.rstrip().endswith(">"):
-            terminal.wait_for("> ")
+        terminal.wait_for_prompt()
         terminal.child.send_signal(signal.SIGINT)
         terminal.wait_for("/quit ends")
+        terminal.wait_for_prompt()
         terminal.type("\x04")
         assert terminal.child.wait(timeout=30) == 0
     assert [role for role, _ in saved(tmp_path / "c.json")] == ["user", "assistant"]
