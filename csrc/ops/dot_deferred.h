@@ -3,7 +3,7 @@
 // also multiplies by the integer scales of Q6_K.
 //
 // What fits, for four vectors (16 k) at a time, activations within ±127:
-//   codes up to 15   eight vectors: 8·2·15·127 = 30480
+//   codes up to 15, or up to 16 on either side of the zero point   eight vectors: 8·2·16·127 = 32512
 //   codes up to 31   four vectors: 4·2·31·127 = 31496
 //   codes 0..63, minus 32: four vectors, 4·2·32·127 = 32512
 //   signed codes     |w|·(a with w's sign): 2·128·127 = 32512, widened one by one
@@ -61,15 +61,26 @@ PUNA_INLINE __m256i scale_pairs(const int8_t* scales) {
 
 // Whether the sums of both groups of a block fit in 16 bits together.
 template <class W>
-inline constexpr bool kOneSum = W::kMaxCode <= 15;
+inline constexpr bool kOneSum = W::kLargest <= 16 && !W::kSubScales;
+
+// -8 times sums of activations, times a zero point: 4, 8, 16 or 32.
+template <class W>
+PUNA_INLINE __m256i minus_zero(__m256i minus8) {
+  constexpr int kShift = __builtin_ctz(W::kZero) - 3;
+  if constexpr (kShift < 0) return _mm256_srai_epi16(minus8, -kShift);
+  else return _mm256_slli_epi16(minus8, kShift);
+}
 
 // Where the sums of group G start.
 template <class W, int G>
 PUNA_INLINE __m256i start_of(const uint8_t* x) {
   const uint8_t* minus8 = x + kA8Minus8;
   if constexpr (W::kZero == 0) return _mm256_setzero_si256();
-  else if constexpr (kOneSum<W>) return _mm256_add_epi16(broadcast_word(minus8), broadcast_word(minus8 + 4));
-  else return _mm256_slli_epi16(broadcast_word(minus8 + 4 * G), __builtin_ctz(W::kZero) - 3);
+  else if constexpr (kOneSum<W>) {
+    return minus_zero<W>(_mm256_add_epi16(broadcast_word(minus8), broadcast_word(minus8 + 4)));
+  } else {
+    return minus_zero<W>(broadcast_word(minus8 + 4 * G));
+  }
 }
 
 // Group G of a block for all rows. Between the groups, sums wait in `waiting`[rows][16].
@@ -77,13 +88,18 @@ template <class W, int G>
 PUNA_INLINE void multiply_unsigned(const uint8_t* unit, int block, const uint8_t* x, int64_t row_bytes, int64_t rows,
                                    float* waiting, float* out) {
   __m256i w[kParts][4], factor[kParts];
-  fvec scale[kParts], offset[kParts];
+  fvec scale[kParts], offset[kParts], min_scale[kParts];
+  __m256i mins[kParts][2];
   for (int p = 0; p < kParts; ++p) {
     load_group<W, G>(unit, block, p, w[p]);
     if constexpr (W::kSubScales) factor[p] = scale_pairs(W::sub_scale(unit, block, G, p));
     else factor[p] = _mm256_set1_epi16(1);
     scale[p] = W::scale(unit, block, p);
     if constexpr (W::kHasOffset) offset[p] = W::offset(unit, block, p);
+    if constexpr (W::kSubMins) {
+      min_scale[p] = eighth(W::min_scale(unit, p));
+      for (int j = 0; j < 2; ++j) mins[p][j] = scale_pairs(W::sub_min(unit, block, j, p));
+    }
   }
   forget_memory();
   for (int64_t t = 0; t < kPanelRows * rows; t += kPanelRows, x += row_bytes) {
@@ -106,6 +122,11 @@ PUNA_INLINE void multiply_unsigned(const uint8_t* unit, int block, const uint8_t
       float* lanes = out + t + kNativeRows * p;
       fvec acc = fma(mul(cvt_f32(ivec{sum[p]}), scale[p]), nset1(d), nload(lanes));
       if constexpr (W::kHasOffset) acc = fma(offset[p], nset1(dsum), acc);
+      if constexpr (W::kSubMins) {
+        const __m256i first = _mm256_madd_epi16(mins[p][0], broadcast_word(x + kA8Minus8));
+        const __m256i second = _mm256_madd_epi16(mins[p][1], broadcast_word(x + kA8Minus8 + 4));
+        acc = fma(mul(cvt_f32(ivec{_mm256_add_epi32(first, second)}), min_scale[p]), nset1(d), acc);
+      }
       nstore(lanes, acc);
     }
   }

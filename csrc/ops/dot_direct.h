@@ -24,7 +24,7 @@ PUNA_INLINE void load_operands(const uint8_t* unit, int block, int p, bvec* w) {
 template <class W>
 struct BlockOperands {
   bvec w[8];
-  fvec scale, offset, sub[2];
+  fvec scale, offset, sub[2], min_scale, mins[2];
 };
 
 template <class W>
@@ -35,6 +35,11 @@ PUNA_INLINE void load_block(const uint8_t* unit, int block, int p, BlockOperands
   if constexpr (W::kSubScales) {
     to.sub[0] = nload_i8(W::sub_scale(unit, block, 0, p));
     to.sub[1] = nload_i8(W::sub_scale(unit, block, 1, p));
+  }
+  if constexpr (W::kSubMins) {
+    to.min_scale = eighth(W::min_scale(unit, p));
+    to.mins[0] = nload_i8(W::sub_min(unit, block, 0, p));
+    to.mins[1] = nload_i8(W::sub_min(unit, block, 1, p));
   }
 }
 
@@ -59,6 +64,8 @@ PUNA_INLINE void multiply_block(const BlockOperands<W>* weights, const uint8_t* 
   float d, dsum;
   memcpy(&d, x + kA8Scale, sizeof d);
   memcpy(&dsum, x + kA8ScaledSum, sizeof dsum);
+  int32_t minus8[2];
+  memcpy(minus8, x + kA8Minus8, sizeof minus8);
 #pragma GCC unroll kUnroll
   for (int v = 0; v < N; ++v) {
     fvec f;
@@ -67,6 +74,11 @@ PUNA_INLINE void multiply_block(const BlockOperands<W>* weights, const uint8_t* 
     else f = cvt_f32(nadd(low[v], high[v]));
     acc[v] = fma(mul(f, weights[v].scale), nset1(d), acc[v]);
     if constexpr (W::kHasOffset) acc[v] = fma(weights[v].offset, nset1(dsum), acc[v]);
+    if constexpr (W::kSubMins) {
+      const fvec first = nset1(static_cast<float>(minus8[0])), second = nset1(static_cast<float>(minus8[1]));
+      const fvec mins = fma(weights[v].mins[0], first, mul(weights[v].mins[1], second));  // exact, -8·M
+      acc[v] = fma(mul(mins, weights[v].min_scale), nset1(d), acc[v]);
+    }
   }
 }
 

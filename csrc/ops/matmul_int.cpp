@@ -2,7 +2,9 @@
 #include "matmul.h"
 
 #include "../quant/a8.h"
+#include "../quant/fp4.h"
 #include "../quant/iq4.h"
+#include "../quant/q2_q3_k.h"
 #include "../quant/q4.h"
 #include "../quant/q4_q5_k.h"
 #include "../quant/q5.h"
@@ -38,6 +40,9 @@ IntegerKernel integer_kernel(Kernel kernel) {
     case Kernel::q5_k: return kKernel<Q5_KWeights>;
     case Kernel::q6_k: return kKernel<Q6_KWeights>;
     case Kernel::iq4_xs: return kKernel<IQ4_XSWeights>;
+    case Kernel::q2_k: return kKernel<Q2_KWeights>;
+    case Kernel::q3_k: return kKernel<Q3_KWeights>;
+    case Kernel::mxfp4: return kKernel<MXFP4Weights>;
     default: __builtin_unreachable();
   }
 }

@@ -10,7 +10,9 @@
 #ifdef PUNA_HAS_TILES
 
 #include "../quant/a8.h"
+#include "../quant/fp4.h"
 #include "../quant/iq4.h"
+#include "../quant/q2_q3_k.h"
 #include "../quant/q4.h"
 #include "../quant/q4_q5_k.h"
 #include "../quant/q5.h"
@@ -51,7 +53,7 @@ PUNA_INLINE bvec signed_codes(const uint8_t* unit, int block) {
   else return {_mm512_sub_epi8(codes.v, bset1(W::kZero).v)};
 }
 
-// scale · code = 128 · upper + lower, for codes of 6 bits and scales of 8.
+// scale · code = 128 · upper + lower, for codes of up to 6 bits and scales of 8.
 PUNA_INLINE void split_digits(bvec codes, const int8_t* scales, uint8_t* upper, uint8_t* lower) {
   const __m512i scale = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
   const __m512i low_byte = _mm512_set1_epi16(0xff);
@@ -136,6 +138,11 @@ template <class W>
       const f32x16 scale = W::scale(unit, block, 0);
       f32x16 offset = {};
       if constexpr (W::kHasOffset) offset = W::offset(unit, block, 0);
+      f32x16 mins[2] = {}, min_scale = {};
+      if constexpr (W::kSubMins) {
+        min_scale = eighth(W::min_scale(unit, 0));
+        for (int j = 0; j < 2; ++j) mins[j] = nload_i8(W::sub_min(unit, block, j, 0));
+      }
       const uint8_t* row = x + kA8BlockBytes * (first + i);
 #pragma GCC unroll 16
       for (int t = 0; t < kPanelRows; ++t, row += row_bytes) {
@@ -146,6 +153,12 @@ template <class W>
         memcpy(&dsum, row + kA8ScaledSum, sizeof dsum);
         acc[t] = fma(mul(cvt_f32(exact), scale), set1(d), acc[t]);
         if constexpr (W::kHasOffset) acc[t] = fma(offset, set1(dsum), acc[t]);
+        if constexpr (W::kSubMins) {
+          int32_t minus8[2];
+          memcpy(minus8, row + kA8Minus8, sizeof minus8);
+          const f32x16 first = set1(static_cast<float>(minus8[0])), second = set1(static_cast<float>(minus8[1]));
+          acc[t] = fma(mul(fma(mins[0], first, mul(mins[1], second)), min_scale), set1(d), acc[t]);
+        }
       }
     }
   }
@@ -176,6 +189,9 @@ TiledFormat tiled_format(Kernel kernel) {
     case Kernel::q5_k: return kTiled<Q5_KWeights>;
     case Kernel::q6_k: return kTiled<Q6_KWeights>;
     case Kernel::iq4_xs: return kTiled<IQ4_XSWeights>;
+    case Kernel::q2_k: return kTiled<Q2_KWeights>;
+    case Kernel::q3_k: return kTiled<Q3_KWeights>;
+    case Kernel::mxfp4: return kTiled<MXFP4Weights>;
     default: __builtin_unreachable();
   }
 }

@@ -38,4 +38,32 @@ PUNA_INLINE uint32_t spread_fourths(uint32_t x) {
 PUNA_INLINE uint32_t join_low_nibbles(uint32_t a, uint32_t b) { return (a & 0x0f0f0f0fu) | ((b & 0x0f0f0f0fu) << 4); }
 PUNA_INLINE uint32_t join_high_nibbles(uint32_t a, uint32_t b) { return ((a >> 4) & 0x0f0f0f0fu) | (b & 0xf0f0f0f0u); }
 
+// Two bits of 32 consecutive bytes, those at 2·s, against two vectors: of k = 16·h + 4·f + j, they are bits 2·f, 2·f+1 of
+// byte j of the row's word of vector h. Unpacking adds them to the bytes.
+PUNA_INLINE void pack_two_bits(const uint8_t* bytes, int s, uint8_t* vectors, int row) {
+  for (int h = 0; h < 2; ++h) {
+    uint32_t bits = 0;
+    for (int f = 0; f < 4; ++f) bits |= ((load_u32(bytes + 16 * h + 4 * f) >> (2 * s)) & 0x03030303u) << (2 * f);
+    store_u32(vectors + 64 * h + 4 * row, bits);
+  }
+}
+PUNA_INLINE void unpack_two_bits(const uint8_t* vectors, int row, int s, uint8_t* bytes) {
+  for (int word = 0; word < 8; ++word) {
+    const uint32_t fields = load_u32(vectors + 64 * (word / 4) + 4 * row) >> (2 * (word % 4));
+    store_u32(bytes + 4 * word, load_u32(bytes + 4 * word) | ((fields & 0x03030303u) << (2 * s)));
+  }
+}
+// The same for one bit, that at s, and one vector: of k = 4·I + j, it is bit I of byte j.
+PUNA_INLINE void pack_bit(const uint8_t* bytes, int s, uint8_t* vector, int row) {
+  uint32_t bits = 0;
+  for (int word = 0; word < 8; ++word) bits |= ((load_u32(bytes + 4 * word) >> s) & 0x01010101u) << word;
+  store_u32(vector + 4 * row, bits);
+}
+PUNA_INLINE void unpack_bit(const uint8_t* vector, int row, int s, uint8_t* bytes) {
+  const uint32_t fields = load_u32(vector + 4 * row);
+  for (int word = 0; word < 8; ++word) {
+    store_u32(bytes + 4 * word, load_u32(bytes + 4 * word) | (((fields >> word) & 0x01010101u) << s));
+  }
+}
+
 }  // namespace puna::quant

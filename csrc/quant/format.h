@@ -23,6 +23,9 @@ enum class Kernel : uint8_t {
   q5_k,
   q6_k,
   iq4_xs,
+  q2_k,
+  q3_k,
+  mxfp4,
 };
 
 // What a matrix product takes its other operand as: float32, or int8 with a scale per 32 values (a8.h).

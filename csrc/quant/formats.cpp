@@ -63,8 +63,8 @@ constexpr Format kFormats[] = {
     packed<quant::Q5_0>("Q5_0", 6, Kernel::q5_0),
     packed<quant::Q5_1>("Q5_1", 7, Kernel::q5_1),
     packed<quant::Q8_0>("Q8_0", 8, Kernel::q8_0),
-    stored<quant::Q2_K>("Q2_K", 10),
-    stored<quant::Q3_K>("Q3_K", 11),
+    packed<quant::Q2_K>("Q2_K", 10, Kernel::q2_k),
+    packed<quant::Q3_K>("Q3_K", 11, Kernel::q3_k),
     packed<quant::Q4_K>("Q4_K", 12, Kernel::q4_k),
     packed<quant::Q5_K>("Q5_K", 13, Kernel::q5_k),
     packed<quant::Q6_K>("Q6_K", 14, Kernel::q6_k),
@@ -81,7 +81,7 @@ constexpr Format kFormats[] = {
     packed<quant::BF16>("BF16", 30, Kernel::bf16),
     stored<quant::TQ1_0>("TQ1_0", 34),
     stored<quant::TQ2_0>("TQ2_0", 35),
-    stored<quant::MXFP4>("MXFP4", 39),
+    packed<quant::MXFP4>("MXFP4", 39, Kernel::mxfp4),
     stored<quant::NVFP4>("NVFP4", 40),
 };
 

@@ -1,27 +1,56 @@
-// MXFP4 and NVFP4: 4-bit floats (e2m1) with a shared scale. No packed form.
+// MXFP4 and NVFP4: 4-bit floats (e2m1) with a shared scale.
 //
 // The sixteen codes stand for 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. The table below holds twice that, so the
 // scales are halved.
 // Stored, MXFP4, 17 bytes: an 8-bit exponent e, 16 bytes of nibbles as in Q4_0. Value 2**(e-128)·table[q], 32 elements.
 // Stored, NVFP4, 36 bytes: four scales in unsigned e4m3 (bias 7; 0x7F counts as 0), then per scale 8 bytes of nibbles:
 //   the low ones are its first eight elements, the high ones the other eight. Value (scale/2)·table[q], 64 elements.
+//   No packed form: products go through float32 panels.
+//
+// Packed, MXFP4, two blocks of 16 rows, 576 bytes: scale[16][2] bfloat16, which 2**(e-128) is exactly, of both blocks of
+//   a row in one 32-bit lane; codes[2][4][16][4] as in q4.h.
+//
+// Product of MXFP4, blocks ascending: S = sum of table[q]·a exactly; acc = fma(float(S)·2**(e-128), da, acc). A scale that
+// is subnormal (e < 2) counts as zero.
 #pragma once
 
-#include "bits.h"
+#include "format.h"
+#include "q4.h"
 
-namespace puna::quant {
+namespace puna {
 
 inline constexpr int8_t kFp4Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-struct MXFP4 {
-  static constexpr int kElements = 32, kBytes = 17;
+struct MXFP4Layout {
+  static constexpr int kElements = 32, kBytes = 17, kUnitElements = 64, kUnitBytes = 576;
+  static constexpr int kCodes = 64;
+};
+
+}  // namespace puna
+
+#ifndef PUNA_NS
+
+namespace puna::quant {
+
+struct MXFP4 : MXFP4Layout {
+  // The upper half of the float32 2**(e-128).
+  static uint16_t scale(uint8_t e) { return static_cast<uint16_t>(e < 2 ? 0x20 << e : (e - 1) << 7); }
   static void dequantize(const uint8_t* block, float* out) {
-    const uint32_t e = block[0];
-    const float d = float_of(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+    const float d = bf16_to_float(scale(block[0]));
     for (int i = 0; i < 16; ++i) {
       out[i] = d * static_cast<float>(kFp4Values[block[1 + i] & 15]);
       out[i + 16] = d * static_cast<float>(kFp4Values[block[1 + i] >> 4]);
     }
+  }
+  static void pack(const uint8_t* block, uint8_t* unit, int sub, int row) {
+    const uint16_t stored = scale(block[0]);
+    memcpy(unit + 4 * row + 2 * sub, &stored, 2);
+    pack_nibbles(block + 1, unit + kCodes + 256 * sub, row);
+  }
+  static void unpack(const uint8_t* unit, int sub, int row, uint8_t* block) {
+    const int stored = load_u16(unit + 4 * row + 2 * sub);
+    block[0] = static_cast<uint8_t>(stored < 0x80 ? stored >> 6 : (stored >> 7) + 1);
+    unpack_nibbles(unit + kCodes + 256 * sub, row, block + 1);
   }
 };
 
@@ -46,3 +75,24 @@ struct NVFP4 {
 };
 
 }  // namespace puna::quant
+
+#else
+
+namespace puna::PUNA_NS {
+
+// The values plus 16: such sums need one zero point less of everything than signed ones.
+alignas(16) inline constexpr uint8_t kFp4Codes[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
+
+struct MXFP4Weights : MXFP4Layout, UnsignedCodes<28, 16> {
+  template <int I>
+  PUNA_INLINE bvec codes(const uint8_t* unit, int block, int p) {
+    return blookup(kFp4Codes, nibbles<I>(unit + kCodes + 256 * block, p));
+  }
+  PUNA_INLINE fvec scale(const uint8_t* unit, int block, int p) {
+    const bvec both = part_of(unit, p);
+    return block == 0 ? even_bf16(both) : odd_bf16(both);
+  }
+};
+
+}  // namespace puna::PUNA_NS
+#endif

@@ -12,7 +12,7 @@
 namespace puna {
 
 // Which packed bytes a format has. Add one when those of any format change: packed matrices are kept on disk.
-inline constexpr int kPackedLayout = 1;
+inline constexpr int kPackedLayout = 2;
 
 class PackedMatrix {
  public:

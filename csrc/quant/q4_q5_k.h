@@ -135,22 +135,15 @@ struct Q5_K : Q5_KLayout {
   }
   static void pack(const uint8_t* block, uint8_t* unit, int, int row) {
     pack_head(block, unit, row);
-    for (int j = 0; j < 8; ++j) {
-      uint32_t bits = 0;
-      for (int b = 0; b < 8; ++b) bits |= ((load_u32(block + 16 + 4 * b) >> j) & 0x01010101u) << b;
-      store_u32(unit + upper(j) + 4 * row, bits);
-    }
+    for (int j = 0; j < 8; ++j) pack_bit(block + 16, j, unit + upper(j), row);
     for (int g = 0; g < 4; ++g) {
       pack_nibble_pair(block + 48 + 32 * g, unit + nibble(2 * g), unit + nibble(2 * g + 1), row);
     }
   }
   static void unpack(const uint8_t* unit, int, int row, uint8_t* block) {
     unpack_head(unit, row, block);
-    for (int b = 0; b < 8; ++b) {
-      uint32_t bits = 0;
-      for (int j = 0; j < 8; ++j) bits |= ((load_u32(unit + upper(j) + 4 * row) >> b) & 0x01010101u) << j;
-      store_u32(block + 16 + 4 * b, bits);
-    }
+    memset(block + 16, 0, 32);
+    for (int j = 0; j < 8; ++j) unpack_bit(unit + upper(j), row, j, block + 16);
     for (int g = 0; g < 4; ++g) {
       unpack_nibble_pair(unit + nibble(2 * g), unit + nibble(2 * g + 1), row, block + 48 + 32 * g);
     }
@@ -185,7 +178,7 @@ struct Q5_KWeights : Q5_KLayout, UnsignedCodes<31, 0>, SuperBlockHead {
   static constexpr bool kHasOffset = true;
   template <int I>
   PUNA_INLINE bvec codes(const uint8_t* unit, int block, int p) {
-    return bor(nibbles<I>(unit + nibble(block), p), fifth_bit<I>(unit + upper(block), p));
+    return bor(nibbles<I>(unit + nibble(block), p), one_bit<I, 4>(unit + upper(block), p));
   }
 };
 

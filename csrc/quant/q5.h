@@ -101,7 +101,7 @@ namespace puna::PUNA_NS {
 struct Q5_0Weights : Q5_0Layout, UnsignedCodes<31, 16> {
   template <int I>
   PUNA_INLINE bvec codes(const uint8_t* unit, int block, int p) {
-    return bor(nibbles<I>(unit + kCodes + 256 * block, p), fifth_bit<I>(unit + kUpper + 64 * block, p));
+    return bor(nibbles<I>(unit + kCodes + 256 * block, p), one_bit<I, 4>(unit + kUpper + 64 * block, p));
   }
   PUNA_INLINE fvec scale(const uint8_t* unit, int block, int p) { return halves(unit + 32 * block, p); }
 };
@@ -110,7 +110,7 @@ struct Q5_1Weights : Q5_1Layout, UnsignedCodes<31, 0> {
   static constexpr bool kHasOffset = true;
   template <int I>
   PUNA_INLINE bvec codes(const uint8_t* unit, int block, int p) {
-    return bor(nibbles<I>(unit + kCodes + 256 * block, p), fifth_bit<I>(unit + kUpper + 64 * block, p));
+    return bor(nibbles<I>(unit + kCodes + 256 * block, p), one_bit<I, 4>(unit + kUpper + 64 * block, p));
   }
   PUNA_INLINE fvec scale(const uint8_t* unit, int block, int p) { return halves(unit + 32 * block, p); }
   PUNA_INLINE fvec offset(const uint8_t* unit, int block, int p) { return halves(unit + kMins + 32 * block, p); }

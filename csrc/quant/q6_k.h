@@ -59,13 +59,7 @@ struct Q6_K : Q6_KLayout {
         const uint32_t a = load_u32(low + 4 * i), b = load_u32(low + 16 + 4 * i);
         store_u32(unit + nibble(s) + 64 * i + 4 * row, s % 4 < 2 ? join_low_nibbles(a, b) : join_high_nibbles(a, b));
       }
-      for (int h = 0; h < 2; ++h) {
-        uint32_t bits = 0;
-        for (int f = 0; f < 4; ++f) {
-          bits |= ((load_u32(block + 128 + 32 * (s / 4) + 16 * h + 4 * f) >> (2 * (s % 4))) & 0x03030303u) << (2 * f);
-        }
-        store_u32(unit + upper(s) + 64 * h + 4 * row, bits);
-      }
+      pack_two_bits(block + 128 + 32 * (s / 4), s % 4, unit + upper(s), row);
     }
   }
   static void unpack(const uint8_t* unit, int, int row, uint8_t* block) {
@@ -84,15 +78,9 @@ struct Q6_K : Q6_KLayout {
           store_u32(block + 64 * half + 32 * side + 16 + 4 * i, join_high_nibbles(a, b));
         }
       }
-      for (int word = 0; word < 8; ++word) {
-        uint32_t bits = 0;
-        for (int q = 0; q < 4; ++q) {
-          const uint32_t fields = load_u32(unit + upper(4 * half + q) + 64 * (word / 4) + 4 * row);
-          bits |= ((fields >> (2 * (word % 4))) & 0x03030303u) << (2 * q);
-        }
-        store_u32(block + 128 + 32 * half + 4 * word, bits);
-      }
     }
+    memset(block + 128, 0, 64);
+    for (int s = 0; s < 8; ++s) unpack_two_bits(unit + upper(s), row, s % 4, block + 128 + 32 * (s / 4));
   }
 };
 
@@ -107,7 +95,7 @@ struct Q6_KWeights : Q6_KLayout, UnsignedCodes<63, 32> {
   static constexpr bool kSubScales = true;
   template <int I>
   PUNA_INLINE bvec codes(const uint8_t* unit, int block, int p) {
-    return bor(nibbles<I>(unit + nibble(block), p), upper_two_bits<I>(unit + upper(block), p));
+    return bor(nibbles<I>(unit + nibble(block), p), two_bits<I, 4>(unit + upper(block), p));
   }
   PUNA_INLINE fvec scale(const uint8_t* unit, int, int p) { return halves(unit, p); }
   PUNA_INLINE const int8_t* sub_scale(const uint8_t* unit, int block, int j, int p) {

@@ -171,7 +171,9 @@ PUNA_INLINE ivec start(const uint8_t* minus8) {
   if constexpr (zero_point == 0) return {_mm512_setzero_si512()};
   int32_t x;
   memcpy(&x, minus8, sizeof x);
-  return {_mm512_slli_epi32(_mm512_set1_epi32(x), static_cast<unsigned>(__builtin_ctz(zero_point | 256) - 3))};
+  constexpr int shift = __builtin_ctz(zero_point | 256) - 3;
+  if constexpr (shift < 0) return {_mm512_srai_epi32(_mm512_set1_epi32(x), -shift)};
+  else return {_mm512_slli_epi32(_mm512_set1_epi32(x), shift)};
 }
 // acc + the products of four codes and four activations in each lane.
 PUNA_INLINE ivec dot4(ivec acc, bvec codes, const uint8_t* activations) {

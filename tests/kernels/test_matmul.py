@@ -28,15 +28,16 @@ def few_columns(format: str) -> int:
 def integer_product(format: str, data: ggml_blocks.Bytes, x: Floats) -> Floats:
     """The accumulation rule of the integer formats, from the codes and scales of both sides."""
     cols = x.shape[1]
-    weights, scale, offset = ggml_blocks.integer_parts(format, data, cols)
+    terms, offset = ggml_blocks.integer_parts(format, data, cols)
     codes, da, scaled_sums = _native.quantize_a8(x, "scalar")
-    products = codes.reshape(len(x), 1, -1, 32).astype(np.int64) * weights.reshape(1, len(data), -1, 32)
-    exact = products.sum(axis=3)
-    assert np.abs(exact).max() < 2**24  # exact in float32
+    blocks = codes.reshape(len(x), -1, 32).astype(np.int64)
+    exact = [np.einsum("rbk,obk->rob", blocks, weights.reshape(len(data), -1, 32)) for weights, _ in terms]
+    assert all(np.abs(sums).max() < 2**24 for sums in exact)  # exact in float32
     acc = np.zeros((len(x), len(data)), dtype=np.float32)
     for block in range(cols // 32):
-        value = exact[:, :, block].astype(np.float32) * scale[None, :, block]
-        acc = fma(value, np.broadcast_to(da[:, None, block], acc.shape), acc)
+        for sums, (_, scale) in zip(exact, terms, strict=True):
+            value = sums[:, :, block].astype(np.float32) * scale[None, :, block]
+            acc = fma(value, np.broadcast_to(da[:, None, block], acc.shape), acc)
         if offset is not None:
             acc = fma(np.broadcast_to(offset[None, :, block], acc.shape), scaled_sums[:, None, block], acc)
     return acc
@@ -86,8 +87,7 @@ def test_extreme_codes_do_not_saturate(format: str, variant: str) -> None:
     elements, size = ggml_blocks.block_shape(format)
     patterns = [0x00, 0xFF, 0x80, 0x7F, 0xF0, 0x0F]
     blocks = np.repeat(np.array(patterns, dtype=np.uint8), cols // elements * size).reshape(len(patterns), -1, size)
-    for offset in ggml_blocks.HALVES[format]:
-        ggml_blocks.set_half(blocks, offset, 0.25)
+    ggml_blocks.set_scales(blocks, format, 0.25)
     data = blocks.reshape(len(patterns), -1)
     alternating = np.resize(np.array([1, -1], dtype=np.float32), cols)
     pairs = np.resize(np.array([1, 1, -1, -1], dtype=np.float32), cols)
@@ -153,7 +153,7 @@ def test_error_is_that_of_the_activations(format: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    format=st.sampled_from(ggml_blocks.INTEGER_FORMATS + ggml_blocks.FLOAT_FORMATS + ("Q3_K", "MXFP4")),
+    format=st.sampled_from(ggml_blocks.INTEGER_FORMATS + ggml_blocks.FLOAT_FORMATS + ("IQ3_S", "NVFP4")),
     seed=st.integers(0, 2**32 - 1),
     outputs=st.integers(1, 70),
     rows=st.integers(1, 40),

@@ -6,6 +6,8 @@ how Puna reads a block.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import gguf
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +39,10 @@ HALVES: dict[str, tuple[int, ...]] = {
     "TQ2_0": (64,),
 }
 
-INTEGER_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+INTEGER_FORMATS = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),
+)
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 
 
@@ -78,6 +83,14 @@ def set_half(blocks: Bytes, offset: int, values: NDArray[np.floating] | float) -
     blocks[..., offset : offset + 2] = np.ascontiguousarray(halves)[..., None].view(np.uint8)
 
 
+def set_scales(blocks: Bytes, format: str, value: float) -> None:
+    """Make `value`, a power of two, every scale of blocks [rows, count, bytes], and every offset that there is."""
+    for offset in HALVES.get(format, ()):
+        set_half(blocks, offset, value)
+    if format == "MXFP4":
+        blocks[..., 0] = 127 + round(np.log2(value))
+
+
 def half(blocks: Bytes, offset: int) -> Floats:
     """The half-precision field at `offset` of blocks [rows, count, bytes], as float32 [rows, count]."""
     return np.ascontiguousarray(blocks[..., offset : offset + 2]).view("<f2")[..., 0].astype(np.float32)
@@ -92,14 +105,18 @@ def dequantized(format: str, data: Bytes, cols: int) -> Floats:
     return gguf.dequantize(np.ascontiguousarray(data), gguf.GGMLQuantizationType[format]).reshape(-1, cols)
 
 
-def integer_parts(format: str, data: Bytes, cols: int) -> tuple[NDArray[np.int64], Floats, Floats | None]:
-    """Rows of an integer format taken apart, per 32 columns.
+class IntegerParts(NamedTuple):
+    """Rows of an integer format taken apart: value = sum over terms of scale * weight, plus offset, per 32 columns."""
 
-    Returns:
-        weights: int64 [rows, cols], sub-block scales included; value = scale * weight + offset.
-        scale: float32 [rows, cols / 32].
-        offset: float32 [rows, cols / 32], or None.
-    """
+    terms: list[tuple[NDArray[np.int64], Floats]]
+    """int64 [rows, cols], sub-block scales (or mins) included, and float32 [rows, cols / 32]; in the order of addition."""
+
+    offset: Floats | None
+    """float32 [rows, cols / 32], or None."""
+
+
+def integer_parts(format: str, data: Bytes, cols: int) -> IntegerParts:
+    """Take rows of an integer format apart."""
     elements, size = block_shape(format)
     blocks = data.reshape(data.shape[0], -1, size)
 
@@ -109,10 +126,17 @@ def integer_parts(format: str, data: Bytes, cols: int) -> tuple[NDArray[np.int64
             set_half(changed, offset, value)
         return dequantized(format, changed.reshape(data.shape), cols)
 
+    if format == "MXFP4":  # doubled values have integer codes
+        changed = blocks.copy()
+        changed[..., 0] = 128
+        codes = dequantized(format, changed.reshape(data.shape), cols).astype(np.int64)
+        return IntegerParts([(codes, np.ldexp(np.float32(1), blocks[..., 0].astype(np.int32) - 128))], None)
     repeat = elements // 32
     scale = np.repeat(half(blocks, HALVES[format][0]), repeat, axis=1)
     if len(HALVES[format]) == 1:
-        return with_halves(1).astype(np.int64), scale, None
-    unit = with_halves(0, 1)[:, ::32]
-    offset = np.repeat(half(blocks, HALVES[format][1]), repeat, axis=1) * unit
-    return with_halves(1, 0).astype(np.int64), scale, offset
+        return IntegerParts([(with_halves(1).astype(np.int64), scale)], None)
+    weights, unit = with_halves(1, 0).astype(np.int64), with_halves(0, 1)
+    offset = np.repeat(half(blocks, HALVES[format][1]), repeat, axis=1)
+    if format == "Q2_K":  # a min per 16
+        return IntegerParts([(weights, scale), (unit.astype(np.int64), offset)], None)
+    return IntegerParts([(weights, scale)], offset * unit[:, ::32])

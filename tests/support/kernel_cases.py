@@ -136,8 +136,7 @@ def extreme_calls() -> list[Call]:
         cols = {32: 96}.get(elements, 256)
         patterns = np.array([0x00, 0xFF, 0x80, 0x7F, 0xF0, 0x0F], np.uint8)
         blocks = np.repeat(patterns, cols // elements * size).reshape(len(patterns), -1, size)
-        for offset in ggml_blocks.HALVES[format]:
-            ggml_blocks.set_half(blocks, offset, 0.25)
+        ggml_blocks.set_scales(blocks, format, 0.25)
         signs = [[1], [-1], [1, -1], [1, 1, -1, -1], [-1, -1, 1, 1]]
         x = np.stack([np.resize(np.array(pattern, np.float32), cols) for pattern in signs])
         for name, mode in modes(format):

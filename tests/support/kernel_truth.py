@@ -109,15 +109,16 @@ def _chain(weights: Floats, x: Floats, order: Iterable[int]) -> Floats:
 
 def integer_product(format: str, data: Array, x: Floats) -> Floats:
     """Exact sums within blocks of 32, scaled and added block by block, ascending."""
-    weights, scale, offset = ggml_blocks.integer_parts(format, data, x.shape[1])
+    terms, offset = ggml_blocks.integer_parts(format, data, x.shape[1])
     codes, d = codes_of(x)
     sums = flush(d * codes.sum(axis=2).astype(np.float32))
-    whole = np.einsum("rbk,obk->rob", codes, weights.reshape(len(data), -1, 32))
-    assert np.abs(whole).max() < 2**24  # exact in float32
+    whole = [np.einsum("rbk,obk->rob", codes, weights.reshape(len(data), -1, 32)) for weights, _ in terms]
+    assert all(np.abs(sums).max() < 2**24 for sums in whole)  # exact in float32
     acc = np.zeros((len(x), len(data)), np.float32)
     for block in range(d.shape[1]):
-        value = flush(whole[:, :, block].astype(np.float32) * scale[None, :, block])
-        acc = fma(value, d[:, None, block], acc)
+        for exact_sums, (_, scale) in zip(whole, terms, strict=True):
+            value = flush(exact_sums[:, :, block].astype(np.float32) * flush(scale[None, :, block]))
+            acc = fma(value, d[:, None, block], acc)
         if offset is not None:
             acc = fma(offset[None, :, block], sums[:, None, block], acc)
     return acc
