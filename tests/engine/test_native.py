@@ -30,7 +30,7 @@ from support.tiny_decoder import KNOBS, TinyCache, random_tokens, tiny_spec, tin
 Array = np.ndarray[Any, Any]
 VARIANTS = _native.supported_variants()
 CODED = sorted(CODE_FORMATS)
-PLAIN = ("F32", "F16", "BF16", "Q3_K")
+PLAIN = ("F32", "F16", "BF16", "IQ3_S")
 LARGE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 
 

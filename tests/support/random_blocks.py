@@ -18,6 +18,8 @@ _FIELDS: dict[str, tuple[tuple[int, float], ...]] = {
     "Q8_0": ((0, 1 / 74),),
     "IQ4_NL": ((0, 1 / 70),),
     "IQ4_XS": ((0, 1 / 1290),),
+    "IQ3_S": ((0, 1 / 170),),
+    "Q2_K": ((80, 1 / 14), (82, 1.5 / 14)),
     "Q3_K": ((108, 1 / 42),),
     "Q4_K": ((0, 1 / 140), (2, 7.5 / 140)),
     "Q5_K": ((0, 1 / 280), (2, 15.5 / 280)),
@@ -30,7 +32,9 @@ def random_weight(random: np.random.Generator, name: str, format: str, rows: int
     encoding = QuantizationEncoding(format)
     per_row = cols // encoding.elements_per_block
     blocks = random.integers(0, 256, (rows, per_row, encoding.block_size), dtype=np.uint8)
-    for offset, factor in _FIELDS[format]:
+    if format == "MXFP4":  # a power of two
+        blocks[..., 0] = 128 + np.rint(np.log2(cols**-0.5 / 5.85)) + random.integers(-1, 2, (rows, per_row))
+    for offset, factor in _FIELDS.get(format, ()):
         scales = cols**-0.5 * factor * random.uniform(0.7, 1.3, (rows, per_row, 1))
         blocks[..., offset : offset + 2] = scales.astype("<f2").view(np.uint8)
     return WeightData.from_blocks(blocks.reshape(rows, -1), name, encoding)

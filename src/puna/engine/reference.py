@@ -17,7 +17,10 @@ from puna.graph.weights.weight_data import WeightData
 __all__ = ["CODE_FORMATS", "ReferenceExecutor"]
 
 CODE_FORMATS: Final = frozenset(
-    {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}
+    {
+        *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"),
+        *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),
+    }
 )
 """Formats whose products take activations rounded to 8 bits, unless float32 precision is asked for."""
 
