@@ -184,7 +184,9 @@ def test_variants_change_no_bit(checkpoints: Any, models: Any, family: str, rope
         assert_same_bits(all_logits(other, prompts()), expected)
 
 
-@pytest.mark.parametrize("encoding", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "MXFP4"])
+@pytest.mark.parametrize(
+    "encoding", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+)
 def test_quantized_files(tmp_path: Path, encoding: str) -> None:
     """With quantized activations too, the result of a request depends on nothing but the request."""
     config = tiny_config("llama", **BLOCK_256)

@@ -109,7 +109,7 @@ class IntegerParts(NamedTuple):
     """Rows of an integer format taken apart: value = sum over terms of scale * weight, plus offset, per 32 columns."""
 
     terms: list[tuple[NDArray[np.int64], Floats]]
-    """int64 [rows, cols], sub-block scales (or mins) included, and float32 [rows, cols / 32]; in the order of addition."""
+    """In the order of addition: int64 [rows, cols], sub-block scales or mins included; float32 [rows, cols / 32]."""
 
     offset: Floats | None
     """float32 [rows, cols / 32], or None."""
