@@ -149,25 +149,41 @@ class Terminal:
         os.close(slave)
         self.text = ""
 
-    def wait_for(self, text: str, seconds: float = 30) -> None:
-        end = time.monotonic() + seconds
+    def wait_for(self, text: str) -> None:
         begin = len(self.text)
-        while text not in self.text[begin:]:
-            assert time.monotonic() < end, self.text
-            if select.select([self.master], [], [], 0.1)[0]:
-                self.text += os.read(self.master, 65536).decode("utf-8", "replace")
+        self._wait_until(lambda: text in self.text[begin:])
 
     def wait_for_prompt(self) -> None:
-        if not self.text.endswith("> "):  # it may have come with what was waited for
-            self.wait_for("> ")
+        self._wait_until(lambda: self.text.endswith("> "))  # it may have come with what was waited for
 
     def wait_for_more(self, count: int) -> None:
-        end = time.monotonic() + 30
         goal = len(self.text) + count
-        while len(self.text) < goal:
-            assert time.monotonic() < end, self.text
+        self._wait_until(lambda: len(self.text) >= goal)
+
+    def interrupt_prompt(self, text: str) -> None:
+        """Ctrl-C until `text` comes: `input` sleeps on one that arrives between its prompt and its wait for keys."""
+        begin = len(self.text)
+
+        def is_answered() -> bool:
+            return text in self.text[begin:]
+
+        for _ in range(5):
+            self.child.send_signal(signal.SIGINT)
+            if self._reads_until(is_answered, 6):
+                return
+        raise AssertionError(self.text)
+
+    def _wait_until(self, is_there: Callable[[], bool]) -> None:
+        assert self._reads_until(is_there, 30), self.text
+
+    def _reads_until(self, is_there: Callable[[], bool], seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not is_there():
+            if time.monotonic() >= end:
+                return False
             if select.select([self.master], [], [], 0.1)[0]:
                 self.text += os.read(self.master, 65536).decode("utf-8", "replace")
+        return True
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
@@ -195,8 +211,7 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_program(tmp_path: Path) -> None:
         terminal.type(f"/save {tmp_path / 'c.json'}\n")
         terminal.wait_for("2 messages are in")
         terminal.wait_for_prompt()
-        terminal.child.send_signal(signal.SIGINT)
-        terminal.wait_for("/quit ends")
+        terminal.interrupt_prompt("/quit ends")
         terminal.wait_for_prompt()
         terminal.type("\x04")
         assert terminal.child.wait(timeout=30) == 0
