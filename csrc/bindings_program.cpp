@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "bindings.h"
+#include "core/adapter.h"
 #include "core/program.h"
 #include "core/text.h"
 #include "core/variants.h"
@@ -94,6 +95,11 @@ void execute(Program& program, nb::object inputs, nb::sequence outputs, nb::hand
   program.execute(by_name, targets, count);
 }
 
+void set_update(Adapter& adapter, int64_t layer, int64_t target, std::shared_ptr<PackedMatrix> a,
+                std::shared_ptr<PackedMatrix> b, float scale) {
+  adapter.set(layer, target, {std::move(a), std::move(b), scale});
+}
+
 nb::list trace_records(Program& program) {
   std::vector<TraceRecord> records;
   {
@@ -118,6 +124,17 @@ nb::list trace_records(Program& program) {
 }  // namespace
 
 void bind_program(nb::module_& m) {
+  nb::class_<Adapter>(m, "Adapter")
+      .def(nb::init<>())
+      .def("set", &set_update, nb::arg("layer"), nb::arg("target"), nb::arg("a"), nb::arg("b"), nb::arg("scale"))
+      .def_prop_ro("rank", &Adapter::rank)
+      .def_prop_ro("nbytes", &Adapter::bytes);
+  nb::class_<AdapterSlots>(m, "AdapterSlots")
+      .def(nb::init<int64_t>(), nb::arg("count"))
+      .def_prop_ro("count", &AdapterSlots::count)
+      .def("set",
+           [](AdapterSlots& self, int64_t slot, std::shared_ptr<Adapter> adapter) { self.set(slot, std::move(adapter)); },
+           nb::arg("slot"), nb::arg("adapter").none());
   nb::class_<Program>(m, "Program")
       .def("__init__",
            [](Program* self, const std::string& variant, int group) { new (self) Program(kernels_of(variant), group); },
@@ -130,6 +147,8 @@ void bind_program(nb::module_& m) {
              return self.rope(kind, fields_of(parameters, "parameters"));
            },
            nb::arg("kind"), nb::arg("parameters"))
+      .def("adapters",
+           [](Program& self, std::shared_ptr<AdapterSlots> slots) { self.adapters(std::move(slots)); }, nb::arg("slots"))
       .def("begin_sub", &Program::begin_sub, nb::arg("name"))
       .def("end_sub", &Program::end_sub)
       .def("emit",

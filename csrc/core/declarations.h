@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../quant/packed.h"
+#include "adapter.h"
 #include "array_view.h"
 #include "rope.h"
 
@@ -36,6 +37,7 @@ struct Declarations {
   std::vector<BufferInfo> buffers;
   std::vector<Weight> weights;
   std::vector<RopeSpec> ropes;
+  std::shared_ptr<const AdapterSlots> adapters;  // null: the program has none
 };
 
 // The shape of attention that decides how its work is divided.
@@ -52,6 +54,15 @@ struct OutputNeed {
   int64_t width = 0;  // columns, of float outputs
 };
 
+// An update that an adapter may have, and the sizes that it then must have.
+struct LowRankNeed {
+  int64_t layer, target;
+  int64_t inputs;  // of a look-up: any number, the vocabulary's
+  int64_t outputs;
+  int64_t rank;    // at most
+  bool is_lookup;
+};
+
 // What the instructions ask of the inputs and outputs of a step.
 struct Needs {
   bool tokens = false;
@@ -63,6 +74,7 @@ struct Needs {
   bool last_rows = false;           // every request has at least one token
   std::vector<AttentionShape> attention;
   std::vector<OutputNeed> outputs;
+  std::vector<LowRankNeed> low_ranks;
 };
 
 }  // namespace puna

@@ -21,6 +21,8 @@ constexpr Maker kMakers[] = {
     {"matmul", make_matmul},
     {"matmul_out", make_matmul_out},
     {"glu", make_glu},
+    {"lora", make_lora},
+    {"lora_embed", make_lora_embed},
     {"add", make_add},
     {"scale", make_scale},
     {"clamp", make_clamp},

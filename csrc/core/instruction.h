@@ -59,6 +59,8 @@ std::unique_ptr<const Instruction> make_quantize(FieldReader& fields);
 std::unique_ptr<const Instruction> make_matmul(FieldReader& fields);
 std::unique_ptr<const Instruction> make_matmul_out(FieldReader& fields);
 std::unique_ptr<const Instruction> make_glu(FieldReader& fields);
+std::unique_ptr<const Instruction> make_lora(FieldReader& fields);
+std::unique_ptr<const Instruction> make_lora_embed(FieldReader& fields);
 std::unique_ptr<const Instruction> make_add(FieldReader& fields);
 std::unique_ptr<const Instruction> make_scale(FieldReader& fields);
 std::unique_ptr<const Instruction> make_softcap(FieldReader& fields);

@@ -61,6 +61,13 @@ int64_t Program::rope(const std::string& kind, const Fields& parameters) {
   return static_cast<int64_t>(declarations_.ropes.size()) - 1;
 }
 
+void Program::adapters(std::shared_ptr<const AdapterSlots> slots) {
+  const std::lock_guard lock(mutex_);
+  require_open();
+  if (declarations_.adapters != nullptr) invalid("the program has adapter slots already");
+  declarations_.adapters = std::move(slots);
+}
+
 void Program::begin_sub(const std::string& name) {
   const std::lock_guard lock(mutex_);
   require_open();
@@ -148,6 +155,7 @@ void Program::execute(const Inputs& inputs, const std::vector<ArrayView>& output
                       times_.get());
   ThreadPool::instance(group_).run(threads, execution);
   if (is_traced_) note_trace(threads);
+  step_.release_adapters();
 }
 
 void Program::note_trace(int threads) {

@@ -35,6 +35,7 @@ class Program {
   int64_t weight(std::shared_ptr<const PackedMatrix> matrix);
   int64_t weight(std::vector<float> vector);
   int64_t rope(const std::string& kind, const Fields& parameters);
+  void adapters(std::shared_ptr<const AdapterSlots> slots);
 
   // Instructions between the two belong to the subprogram; `call` runs it. Subprograms do not call.
   void begin_sub(const std::string& name);

@@ -14,7 +14,10 @@ constexpr int64_t kMaxTokens = int64_t{1} << 24;
 
 constexpr const char* kInputNames[] = {"tokens",        "input_row_offsets", "return_n_logits", "kv_blocks",
                                        "kv_scales",     "cache_lengths",     "lookup_table",    "max_lengths",
-                                       "request_lengths"};
+                                       "request_lengths",
+                                       "lora_ids",      "lora_ranks",        "lora_grouped_offsets", "num_active_loras",
+                                       "lora_end_idx",  "batch_seq_len",     "lora_ids_kv",
+                                       "lora_grouped_offsets_kv"};
 
 // An input that must be there, with this type and number of dimensions.
 const ArrayView& require(const Inputs& inputs, const char* name, ElementType type, size_t dimensions) {
@@ -38,6 +41,67 @@ void copy(const ArrayView& array, std::vector<T>& target) {
   target.assign(values, values + array.elements());
 }
 
+// An input of one number, which must be this one.
+void require_count(const Inputs& inputs, const char* name, int64_t count) {
+  const ArrayView& array = require(inputs, name, ElementType::i64, 1);
+  require_length(array, name, 1);
+  if (*array.as<const int64_t>() != count) {
+    invalid("input '", name, "' must be ", count, ", got ", *array.as<const int64_t>());
+  }
+}
+
+// The inputs that follow from the slots and rows of the groups.
+void check_derived(const Inputs& inputs, const ArrayView& ids, const std::vector<uint32_t>& borders, int64_t slots) {
+  const int64_t groups = ids.shape[0], rows = borders.back();
+  const ArrayView& end = require(inputs, "lora_end_idx", ElementType::i64, 1);
+  require_length(end, "lora_end_idx", rows);
+  if (rows > 0 && end.as<const int64_t>()[0] != rows) {
+    invalid("input 'lora_end_idx' must begin with its length, ", rows, ", got ", end.as<const int64_t>()[0]);
+  }
+  const ArrayView& kv_ids = require(inputs, "lora_ids_kv", ElementType::i32, 1);
+  require_length(kv_ids, "lora_ids_kv", 2 * groups);
+  const ArrayView& kv_borders = require(inputs, "lora_grouped_offsets_kv", ElementType::u32, 1);
+  require_length(kv_borders, "lora_grouped_offsets_kv", 2 * groups + 1);
+  for (int64_t i = 0; i < groups; ++i) {
+    const int64_t slot = ids.as<const int32_t>()[i];
+    if (kv_ids.as<const int32_t>()[i] != slot || kv_ids.as<const int32_t>()[groups + i] != slot + slots) {
+      invalid("input 'lora_ids_kv' must be 'lora_ids', then the same plus the ", slots, " slots");
+    }
+  }
+  for (int64_t i = 0; i <= 2 * groups; ++i) {
+    const int64_t expected = i <= groups ? borders[static_cast<size_t>(i)] : rows + borders[static_cast<size_t>(i - groups)];
+    if (kv_borders.as<const uint32_t>()[i] != expected) {
+      invalid("input 'lora_grouped_offsets_kv' must be 'lora_grouped_offsets', then its tail plus ", rows);
+    }
+  }
+}
+
+// Whatever an adapter updates must have the sizes of the product.
+void check_adapter(const Needs& needs, const Adapter& adapter) {
+  for (const LowRankNeed& need : needs.low_ranks) {
+    const LowRank* update = adapter.find(need.layer, need.target);
+    if (update == nullptr) continue;
+    const int64_t rank = update->b->cols(), inputs = need.is_lookup ? update->a->rows() : update->a->cols();
+    const int64_t middle = need.is_lookup ? update->a->cols() : update->a->rows();
+    const bool fits = need.is_lookup ? inputs >= needs.vocabulary : inputs == need.inputs;
+    if (rank != middle || rank > need.rank || update->b->rows() != need.outputs || !fits) {
+      invalid("an adapter's update of target ", need.target, " in layer ", need.layer, " has ", inputs, " inputs, ranks ",
+              middle, " and ", rank, " and ", update->b->rows(), " outputs; the product has ",
+              need.is_lookup ? needs.vocabulary : need.inputs, " inputs and ", need.outputs, " outputs, and takes rank ",
+              need.rank);
+    }
+  }
+}
+
+// Rows that one piece of work takes: enough to use what was read of the adapter, few enough to divide among threads.
+constexpr int64_t kAdapterChunk = 32;
+
+void add_chunks(std::vector<AdapterRows>& chunks, const Adapter& adapter, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; row += kAdapterChunk) {
+    chunks.push_back({&adapter, row, std::min(kAdapterChunk, end - row)});
+  }
+}
+
 }  // namespace
 
 void Step::bind(const Declarations& declarations, const Needs& needs, const Inputs& inputs,
@@ -58,6 +122,7 @@ void Step::bind(const Declarations& declarations, const Needs& needs, const Inpu
   }
   if (needs.cache) bind_cache(needs, inputs);
   bind_positions(inputs);
+  bind_adapters(needs, inputs);
   bind_outputs(needs, arrays);
   lay_out_buffers();
   plans_.resize(needs.attention.size());
@@ -218,6 +283,51 @@ void Step::bind_positions(const Inputs& inputs) {
       frequencies.of_request[b] = declarations_->ropes[r].frequencies(lengths[b], frequencies.storage[b]);
     }
   }
+}
+
+// Groups of consecutive requests with one adapter, from the first row on; whoever has none comes after them.
+void Step::bind_adapters(const Needs& needs, const Inputs& inputs) {
+  release_adapters();
+  if (needs.low_ranks.empty()) return;
+  const ArrayView& ids = require(inputs, "lora_ids", ElementType::i32, 1);
+  const int64_t groups = ids.shape[0];
+  const ArrayView& ranks = require(inputs, "lora_ranks", ElementType::u32, 1);
+  require_length(ranks, "lora_ranks", groups);
+  const ArrayView& ends = require(inputs, "lora_grouped_offsets", ElementType::u32, 1);
+  require_length(ends, "lora_grouped_offsets", groups + 1);
+  std::vector<uint32_t> borders;
+  copy(ends, borders);
+  require_count(inputs, "num_active_loras", groups);
+  require_count(inputs, "batch_seq_len", T);
+  check_derived(inputs, ids, borders, declarations_->adapters->count());
+  if (borders[0] != 0) invalid("input 'lora_grouped_offsets' must start with 0, got ", borders[0]);
+  size_t request = 0;
+  for (int64_t group = 0; group < groups; ++group) {
+    const size_t i = static_cast<size_t>(group), first = request;
+    while (request < static_cast<size_t>(B) && offsets[request] < borders[i + 1]) ++request;
+    if (borders[i + 1] <= borders[i] || offsets[request] != borders[i + 1]) {
+      invalid("input 'lora_grouped_offsets' must ascend over ends of requests, but has ", borders[i + 1], " after ",
+              borders[i]);
+    }
+    const int32_t slot = ids.as<const int32_t>()[group];
+    std::shared_ptr<const Adapter> adapter = declarations_->adapters->get(slot);
+    if (adapter == nullptr) invalid("input 'lora_ids' names slot ", slot, ", which holds no adapter");
+    const uint32_t rank = ranks.as<const uint32_t>()[group];
+    if (adapter->rank() != int64_t{rank}) {
+      invalid("input 'lora_ranks' says ", rank, " of slot ", slot, ", whose adapter has rank ", adapter->rank());
+    }
+    check_adapter(needs, *adapter);
+    const int64_t begin = static_cast<int64_t>(first), end = static_cast<int64_t>(request);
+    add_chunks(adapter_rows_[static_cast<size_t>(Rows::T)], *adapter, borders[i], borders[i + 1]);
+    add_chunks(adapter_rows_[static_cast<size_t>(Rows::B)], *adapter, begin, end);
+    add_chunks(adapter_rows_[static_cast<size_t>(Rows::R)], *adapter, begin * n, end * n);
+    adapters_.push_back(std::move(adapter));
+  }
+}
+
+void Step::release_adapters() {
+  for (std::vector<AdapterRows>& rows : adapter_rows_) rows.clear();
+  adapters_.clear();
 }
 
 void Step::bind_outputs(const Needs& needs, const std::vector<ArrayView>& arrays) {

@@ -1,6 +1,7 @@
 // One execution of a program: its checked inputs, and everything the instructions read of them.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -22,6 +23,12 @@ struct RopeFrequencies {
   std::vector<std::vector<float>> storage;
 };
 
+// Rows of one kind that have one adapter.
+struct AdapterRows {
+  const Adapter* adapter;
+  int64_t first, count;
+};
+
 class Step {
  public:
   // Checks the inputs and outputs against what the program needs, and copies the small ones, so that nobody can change
@@ -33,7 +40,11 @@ class Step {
   uint8_t* bytes_of(int64_t buffer) const { return buffers_[static_cast<size_t>(buffer)]; }
   float* floats_of(int64_t buffer) const { return reinterpret_cast<float*>(bytes_of(buffer)); }
   int64_t ld(int64_t buffer) const { return declarations_->buffers[static_cast<size_t>(buffer)].row_bytes / 4; }
-  int64_t rows_of(int64_t buffer) const { return rows(declarations_->buffers[static_cast<size_t>(buffer)].rows); }
+  Rows rows_kind(int64_t buffer) const { return declarations_->buffers[static_cast<size_t>(buffer)].rows; }
+  int64_t rows_of(int64_t buffer) const { return rows(rows_kind(buffer)); }
+  const std::vector<AdapterRows>& adapter_rows(Rows kind) const { return adapter_rows_[static_cast<size_t>(kind)]; }
+  // Lets go of the adapters, which may have been unloaded meanwhile.
+  void release_adapters();
   const Weight& weight(int64_t index) const { return declarations_->weights[static_cast<size_t>(index)]; }
   const RopeSpec& rope(int64_t index) const { return declarations_->ropes[static_cast<size_t>(index)]; }
   const RopeFrequencies& frequencies(int64_t rope) const { return ropes_[static_cast<size_t>(rope)]; }
@@ -52,6 +63,7 @@ class Step {
  private:
   void bind_tokens(const Needs& needs, const Inputs& inputs);
   void bind_cache(const Needs& needs, const Inputs& inputs);
+  void bind_adapters(const Needs& needs, const Inputs& inputs);
   void check_pages(int64_t pages) const;
   void bind_positions(const Inputs& inputs);
   void bind_outputs(const Needs& needs, const std::vector<ArrayView>& arrays);
@@ -67,6 +79,8 @@ class Step {
   ArrayView kv_scales_;                    // of an int8 cache
   std::vector<RopeFrequencies> ropes_;
   std::vector<AttentionPlan> plans_;
+  std::vector<std::shared_ptr<const Adapter>> adapters_;     // of the groups
+  std::array<std::vector<AdapterRows>, 3> adapter_rows_;     // by Rows
 };
 
 }  // namespace puna

@@ -12,6 +12,8 @@
 //   matrix FORMAT ROWS COLS full|auto BLOB        a packed matrix as weight
 //   vector BLOB                                   a float32 vector as weight
 //   rope KIND NAME=VALUE…
+//   slots COUNT                                   slots for adapters, before all updates
+//   update SLOT LAYER TARGET HEXFLOAT A B          an update of the adapter in a slot; A and B: FORMAT ROWS COLS BLOB
 //   begin_sub NAME, end_sub
 //   emit OP NAME=VALUE…
 //   input NAME TYPE SHAPE BLOB                    SHAPE is 2x3x4

@@ -4,24 +4,53 @@
 #include <stdexcept>
 
 #include "compare.h"
+#include "core/adapter.h"
 #include "core/program.h"
 #include "core/weights.h"
 
 namespace puna::replay {
 namespace {
 
+std::shared_ptr<PackedMatrix> pack(const Case& recorded, const std::string& name, const std::string& rows,
+                                   const std::string& cols, bool is_full, const std::string& place) {
+  const Format* format = find_format(name.c_str());
+  if (format == nullptr) throw std::runtime_error("no such format: " + name);
+  const std::vector<uint8_t> data = blob(recorded, place);
+  return pack_matrix(*format, data.data(), static_cast<int64_t>(data.size()), std::stoll(rows), std::stoll(cols),
+                     is_full, 1);
+}
+
 void add_matrix(const Case& recorded, const Words& words, Program& program) {
-  const Format* format = find_format(words.at(1).c_str());
-  if (format == nullptr) throw std::runtime_error("no such format: " + words[1]);
-  const std::vector<uint8_t> data = blob(recorded, words.at(5));
-  program.weight(pack_matrix(*format, data.data(), static_cast<int64_t>(data.size()), std::stoll(words.at(2)),
-                             std::stoll(words.at(3)), words.at(4) == "full", 1));
+  program.weight(pack(recorded, words.at(1), words.at(2), words.at(3), words.at(4) == "full", words.at(5)));
+}
+
+void add_slots(const Case& recorded, Program& program) {
+  std::vector<std::shared_ptr<Adapter>> adapters;
+  for (const Words& words : recorded.lines) {
+    if (words[0] == "slots") {
+      adapters.resize(static_cast<size_t>(std::stoll(words.at(1))));
+      for (auto& adapter : adapters) adapter = std::make_shared<Adapter>();
+    } else if (words[0] == "update") {
+      LowRank update;
+      update.scale = std::stof(words.at(4));
+      update.a = pack(recorded, words.at(5), words.at(6), words.at(7), true, words.at(8));
+      update.b = pack(recorded, words.at(9), words.at(10), words.at(11), true, words.at(12));
+      adapters.at(static_cast<size_t>(std::stoll(words.at(1))))
+          ->set(std::stoll(words.at(2)), std::stoll(words.at(3)), std::move(update));
+    }
+  }
+  if (adapters.empty()) return;
+  const auto slots = std::make_shared<AdapterSlots>(static_cast<int64_t>(adapters.size()));
+  for (size_t slot = 0; slot < adapters.size(); ++slot) slots->set(static_cast<int64_t>(slot), adapters[slot]);
+  program.adapters(slots);
 }
 
 std::unique_ptr<Program> build_program(const Case& recorded, const KernelTable& kernels) {
   auto program = std::make_unique<Program>(kernels);
+  add_slots(recorded, *program);
   for (const Words& words : recorded.lines) {
     const std::string& what = words[0];
+    if (what == "slots" || what == "update") continue;
     if (what == "buffer") {
       program->buffer(words.at(1), std::stoll(words.at(2)));
     } else if (what == "matrix") {

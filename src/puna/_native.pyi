@@ -179,6 +179,48 @@ class PackedMatrix:
     def rows_f32(self, ids: NDArray[np.int64]) -> _Float32Array:
         """Rows as float32 `[n, cols]`, bit-equal to `dequantize` of the stored rows."""
 
+class Adapter:
+    """What an adapter adds to products, `scale * B (A x)` each. Filled once, then read by any number of programs."""
+
+    def __init__(self) -> None: ...
+    def set(self, layer: int, target: int, a: PackedMatrix, b: PackedMatrix, scale: float) -> None:
+        """The update of one product.
+
+        Args:
+            layer: Its layer, -1 outside of layers.
+            target: Its number within the layer, 0 to 15.
+            a: `[rank, inputs]`; of a look-up `[vocabulary, rank]`.
+            b: `[outputs, rank]`.
+            scale: The factor.
+
+        Raises:
+            ValueError: A matrix takes int8 activations, the factor is not finite, or there is an update already.
+        """
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its updates."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+class AdapterSlots:
+    """The adapters that a step can name. A slot may be changed at any time; a step that has begun keeps what it has.
+
+    Args:
+        count: How many, from 1.
+    """
+
+    def __init__(self, count: int) -> None: ...
+    @property
+    def count(self) -> int: ...
+    def set(self, slot: int, adapter: Adapter | None) -> None:
+        """Put an adapter into a slot, or empty it.
+
+        Raises:
+            ValueError: There is no such slot.
+        """
+
 class Program:
     """Instructions over an arena of buffers, executed in one call by all threads.
 
@@ -201,6 +243,9 @@ class Program:
 
     def rope(self, kind: str, parameters: Mapping[str, object]) -> int:
         """Rotary frequencies of kind `"fixed"`, `"longrope"` or `"dynamic"`."""
+
+    def adapters(self, slots: AdapterSlots) -> None:
+        """Where the adapters come from that steps name."""
 
     def begin_sub(self, name: str) -> None:
         """What is emitted until `end_sub` is a subprogram: its weights and layers count from those of each call."""
@@ -232,7 +277,7 @@ class Program:
                 [pages, 2, layers, page_size, kv_heads, head_dim] (written to), with int8 blocks `kv_scales` float32
                 [pages, 2, layers, page_size, kv_heads, 1] (written to), `cache_lengths` uint32 [B],
                 `lookup_table` uint32 [B, max_pages], `max_lengths` uint32 [steps, 2], `request_lengths` uint32 [B]:
-                those that the instructions need.
+                those that the instructions need; and the eight inputs of adapters (docs/lora.md) if it has any.
             outputs: Arrays that are written to, in the order of the program's outputs.
             threads: None: as many as this process should use.
 

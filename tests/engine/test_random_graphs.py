@@ -13,14 +13,39 @@ import pytest
 
 from puna.dtype import DType
 from puna.engine import reference
+from puna.engine.adapters import AdapterKey
 from puna.engine.native_program import NativeExecutor
 from puna.engine.reference import ReferenceExecutor
-from puna.graph import BATCH_SIZE, TOTAL_SEQ_LEN, Graph, TensorType, Value, Weight, ops
+from puna.graph import BATCH_SIZE, TOTAL_SEQ_LEN, Dim, Graph, TensorType, Value, Weight, ops
+from puna.graph.ops import AdapterValues
+from puna.graph.ops.lora import target_number
 from puna.graph.weights.weight_data import WeightData
 from support.fake_native import FakeNative
 
 WIDTHS = (32, 64)
 NAMES = {f"{kind}_{cols}_{rows}": (kind, rows, cols) for kind in "ac" for rows in WIDTHS for cols in WIDTHS}
+
+
+TARGETS = {32: "self_attn.q_proj", 64: "self_attn.k_proj"}
+
+
+class FakeSlots:
+    """One adapter in slot 0. The operand's width is the layer: 32 in layer 0, 64 in layer 1."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(8)
+        self.updates = {}
+        for layer, cols in enumerate(WIDTHS):
+            for rows, name in TARGETS.items():
+                a, b = (random.standard_normal(shape).astype(np.float32) / 8 for shape in ((5, cols), (rows, 5)))
+                self.updates[layer, target_number(name)] = (a, b, 0.5)
+        self.native = {0: self.updates}
+
+    def __getitem__(self, slot: int) -> Any:
+        return self
+
+    def arrays(self, key: AdapterKey) -> Any:
+        return self.updates[key.layer, target_number(key.target)]
 
 
 def make_weights() -> dict[str, WeightData]:
@@ -33,7 +58,9 @@ def make_weights() -> dict[str, WeightData]:
     return {name: WeightData.from_numpy(values, name) for name, values in found.items()}
 
 
-def append_random(random: np.random.Generator, pool: list[Value], calls: list[Graph]) -> None:
+def append_random(
+    random: np.random.Generator, pool: list[Value], calls: list[Graph], adapters: AdapterValues | None = None
+) -> None:
     """Append one operation on values of the pool and put its results there."""
 
     def pick(width: int | None = None) -> Value:
@@ -62,6 +89,10 @@ def append_random(random: np.random.Generator, pool: list[Value], calls: list[Gr
         case 7 if width == 64:
             start = int(random.integers(2)) * 32
             pool.append(ops.slice_columns(x, start, start + 32))
+        case 9 if adapters is not None:
+            products = [pick(), pick()] if random.integers(2) else [pick()]
+            targets = [TARGETS[product.type.width] for product in products]
+            pool.extend(ops.lora(x, products, targets, adapters, int(width == 64)))
         case 10:
             graph = calls[random.integers(len(calls))]
             operands = [pick(value.type.width) for value in graph.inputs]
@@ -90,11 +121,14 @@ def random_subgraph(random: np.random.Generator, name: str) -> Graph:
 def random_graph(seed: int) -> Graph:
     random = np.random.default_rng(seed)
     types = [TensorType(DType.int64, (TOTAL_SEQ_LEN,)), TensorType(DType.uint32, (BATCH_SIZE + 1,))]
+    types += [TensorType(DType.int32, ("groups",)), TensorType(DType.uint32, (Dim("groups", 1),))]
+    names = ["tokens", "input_row_offsets", "lora_ids", "lora_grouped_offsets"]
     calls = [random_subgraph(random, f"sub{i}") for i in range(2)]
-    with Graph("random", types, input_names=["tokens", "input_row_offsets"]) as graph:
+    with Graph("random", types, input_names=names) as graph:
+        adapters = AdapterValues(*graph.inputs[1:], max_rank=5)
         pool = [ops.embedding(graph.inputs[0], Weight("table", DType.float32, (20, 32)))]
         for _ in range(random.integers(4, 16)):
-            append_random(random, pool, calls)
+            append_random(random, pool, calls, adapters)
         chosen = [pool[random.integers(len(pool))] for _ in range(3)]
         graph.output(*chosen, ops.gather_last(pool[-1], graph.inputs[1]))
     return graph
@@ -106,6 +140,8 @@ def test_random_graphs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     graph, every = random_graph(seed), make_weights()
     weights = {name: every[name] for name in graph.weights}
     inputs = {"tokens": np.array([3, 7, 7, 19, 0]), "input_row_offsets": np.array([0, 2, 5], np.uint32)}
+    inputs |= {"lora_ids": np.array([0], np.int32), "lora_grouped_offsets": np.array([0, 2], np.uint32)}
+    slots: Any = FakeSlots()
     results: list[list[Any]] = []
     for fuse in (True, False):
         executor = NativeExecutor(
@@ -116,11 +152,12 @@ def test_random_graphs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             variant="scalar",
             threads=1,
             fuse=fuse,
+            adapters=slots,
         )
         results.append(run(executor, graph, inputs))
     for fused, plain in zip(*results, strict=True):
         np.testing.assert_array_equal(fused, plain)
-    expected = run(ReferenceExecutor(graph, weights, is_exact=False), graph, inputs)
+    expected = run(ReferenceExecutor(graph, weights, is_exact=False, adapters=slots), graph, inputs)
     for ours, theirs in zip(results[0], expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02 * max(1.0, float(np.abs(theirs).max())))
 

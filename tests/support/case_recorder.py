@@ -139,6 +139,26 @@ class CaseRecorder:
         self._lines.append(self._data.line(f"rope {kind}", parameters))
         return self.program.rope(kind, parameters)
 
+    def slots(self, adapters: list[_native.Adapter]) -> None:
+        """Slots that hold these adapters, whose updates are written down by `update`."""
+        self._lines.append(f"slots {len(adapters)}")
+        slots = _native.AdapterSlots(len(adapters))
+        for slot, adapter in enumerate(adapters):
+            slots.set(slot, adapter)
+        self.program.adapters(slots)
+
+    def update(
+        self, adapter: _native.Adapter, slot: int, layer: int, target: int, parts: list[tuple[str, Array]], scale: float
+    ) -> None:
+        """An update of the adapter that is in a slot; its parts A and B are a format and stored rows each."""
+        words, packed = [], []
+        for format, data in parts:
+            rows, cols = data.shape
+            words.append(f"{format} {rows} {cols} {self._data.blob(data)}")
+            packed.append(_native.PackedMatrix(format, data, rows, cols, "float32", 1))
+        self._lines.append(f"update {slot} {layer} {target} {float(np.float32(scale)).hex()} {' '.join(words)}")
+        adapter.set(layer, target, packed[0], packed[1], scale)
+
     def begin_sub(self, name: str) -> None:
         """Begin a subprogram."""
         self._lines.append(f"begin_sub {name}")

@@ -68,6 +68,11 @@ class FakeProgram:
         self.subs: list[list[tuple[str, dict[str, Any]]]] = []
         self._open: list[tuple[str, dict[str, Any]]] | None = None
         self._finished = False
+        self.slots: dict[int, Any] = {}
+
+    def adapters(self, slots: dict[int, Any]) -> None:
+        """What the slots hold: (layer, target) -> A, B and scale."""
+        self.slots = slots
 
     def buffer(self, rows: str, row_bytes: int) -> int:
         self.buffers.append((rows, row_bytes))
@@ -194,6 +199,33 @@ class _Run:
             parts.append(part if bias < 0 else part + self._w(bias))
         y = np.concatenate(parts, axis=1)
         return np.clip(y, -np.float32(clip), np.float32(clip)) if clip else y
+
+    def _lora(self, x: int, width: int, **fields: Any) -> None:
+        self._update(self._read(x, width), **fields)
+
+    def _lora_embed(self, **fields: Any) -> None:
+        self._update(None, **fields)
+
+    def _update(
+        self, x: Array | None, out: int, low: int, rank: int, layer: int, targets: list[int], columns: list[int],
+        widths: list[int],
+    ) -> None:  # fmt: skip
+        kind = self.program.buffers[out][0]
+        borders = self.inputs["lora_grouped_offsets"].astype(np.int64)
+        if kind != "T":
+            borders = np.searchsorted(self.inputs["input_row_offsets"], borders) * (1 if kind == "B" else self.n)
+        self.floats[low][:] = np.nan
+        for group, slot in enumerate(self.inputs["lora_ids"].tolist()):
+            rows = slice(int(borders[group]), int(borders[group + 1]))
+            for target, col, width in zip(targets, columns, widths, strict=True):
+                update = self.program.slots[slot].get((-1 if layer < 0 else layer + self.layer, target))
+                if update is not None:
+                    a, b, scale = update
+                    assert b.shape[1] <= rank <= self.floats[low].shape[1] // len(targets)
+                    inner = a[self.inputs["tokens"][rows]] if x is None else np.einsum("tk,nk->tn", x[rows], a)
+                    y = self.floats[out][rows, col : col + width]
+                    y[:] = _fused(y, scale, np.einsum("tk,nk->tn", inner, b))
+                    self.floats[low][rows, 0] = 0
 
     def _softcap(self, x: int, col: int, width: int, cap: float) -> None:
         self._write(x, np.float32(cap) * np.tanh(self._read(x, width, col) / np.float32(cap)), col)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from puna import _native
+from puna.pipelines.lora.routing import AdapterRouting
 from support import ggml_blocks
 from support.case_recorder import CaseRecorder
 from support.native_steps import Cache, Request, random_rows
@@ -241,6 +243,55 @@ def write_decoder(variant: str, path: Path) -> None:
     case.save(path, inputs, [np.zeros((3, 50), np.float32)])
 
 
+def write_adapters(variant: str, path: Path) -> None:
+    """Updates of products side by side, of the logits of requests and of a look-up; some rows have no adapter."""
+    x = random_rows(78, 40, 12)
+    case = CaseRecorder(variant)
+    adapters = [_native.Adapter() for _ in range(3)]
+    case.slots(adapters)
+    formats = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+    sizes = {0: (150, 40), 1: (21, 40)}
+    for slot, (adapter, ranks) in enumerate(zip(adapters, ([16, 3], [20], [1, 5]), strict=True)):
+        for target, rank in enumerate(ranks):
+            outputs, inputs = sizes[target]
+            kinds = list(formats)[slot:] + list(formats)[:slot]
+            a = random_rows(rank, inputs, 70 + slot).astype(formats[kinds[0]])
+            b = random_rows(outputs, rank, 80 + target).astype(formats[kinds[1]])
+            case.update(adapter, slot, 1, target, [(kinds[0], a), (kinds[1], b)], 0.3)
+        table = random_rows(len(x), 7, 90 + slot).astype(np.float16)
+        case.update(adapter, slot, -1, 0, [("F16", table), ("F32", random_rows(40, 7, 95))], 1.5)
+    buffer, low, out = case.buffer(40), case.buffer(64), case.buffer(180)
+    weight = case.matrix("F32", x, len(x), 40)
+    case.emit("embed", weight=weight, out=buffer, scale=1.0)
+    top = {"rank": 7, "layer": -1, "targets": [0], "columns": [0], "widths": [40]}
+    case.emit("lora_embed", out=buffer, low=low, **top)
+    case.begin_sub("layer")
+    both = case.matrix("Q8_0", blocks("Q8_0", 180, 32, 13), 180, 32)
+    codes = case.codes(32)
+    case.emit("quantize", x=buffer, col=0, width=32, out_a8=codes, two_terms=False)
+    matmul(case, codes, 32, [both], out)
+    fields = {"rank": 20, "layer": 0, "targets": [0, 1], "columns": [3, 155], "widths": [150, 21]}
+    case.emit("lora", x=buffer, width=40, out=out, low=low, **fields)
+    sub = case.end_sub()
+    case.emit("call", sub=sub, weight_base=0, layer=1)
+    last, small, ends = case.buffer(40, "B"), case.buffer(32, "B"), case.buffer(150, "B")
+    case.emit("gather_rows", x=buffer, out=last, width=40, mode="last")
+    case.emit("copy", x=last, col=0, out=ends, out_col=0, width=40)
+    for begin in (40, 80, 110):
+        case.emit("copy", x=last, col=0, out=ends, out_col=begin, width=40)
+    fields = {"rank": 20, "layer": 1, "targets": [0], "columns": [0], "widths": [150]}
+    case.emit("lora", x=last, width=40, out=ends, low=small, **fields)
+    results = [(buffer, "T", 40), (out, "T", 180), (ends, "B", 150)]
+    for output, (source, rows, width) in enumerate(results):
+        case.emit("copy_out", x=source, col=0, width=width, output=output, out_col=0, rows=rows)
+    offsets = np.array([0, 3, 70, 71, 75, 78], np.uint32)
+    routed = AdapterRouting.of([2, 1, 1, 0, -1], [7, 20, 20, 16, 0]).inputs(offsets, 3)
+    inputs = {name: value.to_numpy() for name, value in routed.items()}
+    inputs |= {"tokens": np.arange(78, dtype=np.int64)[::-1].copy(), "input_row_offsets": offsets}
+    outputs = [np.zeros((5 if rows == "B" else 78, width), np.float32) for _, rows, width in results]
+    case.save(path, inputs, outputs)
+
+
 def write_outputs(variant: str, path: Path) -> None:
     """Every kind of output, some columns of one."""
     case, x = start(variant, random_rows(9, 48, 11))
@@ -277,5 +328,6 @@ PROGRAMS: dict[str, Callable[[str, Path], None]] = {
     ),
     "program_decoder": write_decoder,
     "program_outputs": write_outputs,
+    "program_adapters": write_adapters,
 }
 """What writes each file, for a variant."""

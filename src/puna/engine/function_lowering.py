@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from puna.engine.adapter_lowering import lower_lora, lower_lora_embedding
 from puna.engine.instructions import (
     BufferKind,
     CallInstruction,
@@ -19,6 +20,7 @@ from puna.graph import Call, Graph, Node, Value, Weight
 from puna.graph.ops.attention import KVStore, PagedAttention, Rope, RopeAngles
 from puna.graph.ops.elementwise import GLU, Add, Clamp, Divide, Scale, Softcap
 from puna.graph.ops.linear import Embedding, MatMul
+from puna.graph.ops.lora import LoRA, LoRAEmbedding
 from puna.graph.ops.norm import HeadNorm, LayerNorm, RMSNorm
 from puna.graph.ops.rows import ConcatColumns, GatherLast, GatherVariable, SliceColumns, VariableOffsets
 
@@ -155,7 +157,8 @@ class FunctionLowering:
     def _emit_copy(self, source: Place, target: Place, width: int) -> None:
         self.emit("copy", x=source.buffer, col=source.col, out=target.buffer, out_col=target.col, width=width)
 
-    def _require_input(self, value: Value, name: str) -> None:
+    def require_input(self, value: Value, name: str) -> None:
+        """Check that a value is this input of the program."""
         if self._names.get(value) != name:
             raise unsupported(self.graph, f"the operand {name}", repr(value.name), f"the program's input {name}")
 
@@ -190,7 +193,7 @@ class FunctionLowering:
             case GatherLast():
                 self._gather(node, "last")
             case GatherVariable():
-                self._require_input(node.inputs[2], "return_n_logits")
+                self.require_input(node.inputs[2], "return_n_logits")
                 self._gather(node, "variable")
             case RopeAngles(rope=rope):
                 self._rope_angles(node, rope)
@@ -200,13 +203,17 @@ class FunctionLowering:
                 self.products.rope_and_store(node, node.op)
             case PagedAttention():
                 self._attention(node, node.op)
+            case LoRA():
+                lower_lora(self, node, node.op)
+            case LoRAEmbedding():
+                lower_lora_embedding(self, node, node.op)
             case Call():
                 self._call(node, node.op)
             case _:
                 raise unsupported(self.graph, "the operation", node.op.opcode)
 
     def _embedding(self, node: Node, weight: Weight) -> None:
-        self._require_input(node.inputs[0], "tokens")
+        self.require_input(node.inputs[0], "tokens")
         value, multiplier = node.outputs[0], 1.0
         scale = self.placement.sole_consumer(value) if self.fuse else None
         if scale is not None and isinstance(scale.op, Scale):
@@ -271,14 +278,19 @@ class FunctionLowering:
         self.define(value, place)
 
     def _own_place(self, node: Node) -> Place:
-        """Where the operand is, if nobody needs it afterwards; else a copy. What works in place may write there."""
-        (x,), value = node.inputs, node.outputs[0]
-        place = self.placement.place(x)
+        """The place of the only operand of what works in place."""
         self.placement.retire(node)
-        if self.placement.is_free(place, value.type.width):
-            return place
-        fresh = Place(self.new_buffer(value))
-        self._emit_copy(place, fresh, value.type.width)
+        return self.free_place(node.inputs[0])
+
+    def free_place(self, x: Value) -> Place:
+        """Where a value is, if nobody needs it any more; else a copy. What works in place may write there."""
+        place = self.placement.place(x)
+        return place if self.placement.is_free(place, x.type.width) else self.copy_of(x)
+
+    def copy_of(self, x: Value) -> Place:
+        """A buffer of its own with a copy of a value."""
+        fresh = Place(self.new_buffer(x))
+        self._emit_copy(self.placement.place(x), fresh, x.type.width)
         return fresh
 
     def _glu(self, node: Node, activation: str) -> None:
@@ -296,7 +308,7 @@ class FunctionLowering:
         self.define(node.outputs[0], place)
 
     def _gather(self, node: Node, mode: str) -> None:
-        self._require_input(node.inputs[1], "input_row_offsets")
+        self.require_input(node.inputs[1], "input_row_offsets")
         value = node.outputs[0]
         x = self.placement.dense(node.inputs[0])
         self.placement.retire(node)
@@ -307,7 +319,7 @@ class FunctionLowering:
     def _rope_angles(self, node: Node, rope: FieldValue) -> None:
         names = ("tokens", "input_row_offsets", "cache_lengths", "request_lengths")
         for value, name in zip(node.inputs, names, strict=False):
-            self._require_input(value, name)
+            self.require_input(value, name)
         out = self.new_buffer(node.outputs[0])
         self.emit("rope_angles", rope=rope, out=out)
         self.define(node.outputs[0], Place(out))
@@ -316,7 +328,7 @@ class FunctionLowering:
         """Check that these are the row offsets and the cache of the step."""
         names = ("input_row_offsets", "kv_blocks", "cache_lengths", "lookup_table", "kv_scales")
         for value, name in zip(inputs, names, strict=False):  # scales where the cache has any
-            self._require_input(value, name)
+            self.require_input(value, name)
 
     def _attention(self, node: Node, op: PagedAttention) -> None:
         self.require_cache(node.inputs[1:])
@@ -343,11 +355,11 @@ class FunctionLowering:
         for index, value in enumerate(self.graph.outputs):
             node = self.placement.producer.get(value)
             if node is None:
-                self._require_input(value, "input_row_offsets")
+                self.require_input(value, "input_row_offsets")
                 self.emit("offsets_out", output=index, mode="all")
             elif isinstance(node.op, VariableOffsets):
-                self._require_input(node.inputs[0], "input_row_offsets")
-                self._require_input(node.inputs[1], "return_n_logits")
+                self.require_input(node.inputs[0], "input_row_offsets")
+                self.require_input(node.inputs[1], "return_n_logits")
                 self.emit("offsets_out", output=index, mode="variable")
                 self.absorbed.add(node)
             elif isinstance(node.op, ConcatColumns) and self.placement.uses_left[value] == 1:
@@ -387,7 +399,7 @@ class FunctionLowering:
         strays: list[tuple[Value, VirtualBuffer]] = []
         for value, parameter in zip(node.inputs, lowered.parameters, strict=True):
             if isinstance(parameter, str):
-                self._require_input(value, parameter)
+                self.require_input(value, parameter)
             elif placement.place(value) != parameter:
                 strays.append((value, parameter.buffer))
         clobbered = {buffer for _, buffer in strays}

@@ -64,6 +64,8 @@ OPERANDS: Final[Mapping[str, Operands]] = MappingProxyType(
         "matmul": Operands(("x", "residual"), ("out",)),
         "matmul_out": Operands(("x",), ()),
         "glu": Operands(("x",), ("out", "out_a8")),
+        "lora": Operands(("x", "out"), ("out", "low")),
+        "lora_embed": Operands(("out",), ("out", "low")),
         "rope_angles": Operands((), ("out",)),
         "rope_kv": Operands(("x", "angles"), ("x",)),
         "attention": Operands(("x",), ("out",)),
@@ -79,7 +81,8 @@ OPERANDS: Final[Mapping[str, Operands]] = MappingProxyType(
 )
 
 FieldValue: TypeAlias = (
-    "int | float | str | bool | VirtualBuffer | WeightRef | tuple[WeightRef | None, ...] | RopeSpec | None"
+    "int | float | str | bool | VirtualBuffer | WeightRef"
+    " | tuple[WeightRef | None, ...] | tuple[int, ...] | RopeSpec | None"
 )
 
 
@@ -108,7 +111,7 @@ class Instruction:
             if isinstance(value, WeightRef):
                 found.append(value)
             elif isinstance(value, tuple):
-                found.extend(part for part in value if part is not None)
+                found.extend(part for part in value if isinstance(part, WeightRef))
         return tuple(found)
 
     def _buffers(self, names: tuple[str, ...]) -> tuple[VirtualBuffer, ...]:

@@ -17,6 +17,7 @@ from puna.graph import LOGIT_ROWS, Dim, Graph, TensorType
 from puna.graph.type import bind, resolve
 
 if TYPE_CHECKING:
+    from puna.engine.adapters import AdapterSlots
     from puna.engine.native_program import LoadReport
 
 __all__ = ["Executor", "Model", "PreparedStep", "TensorMetadata"]
@@ -30,7 +31,7 @@ class Executor(Protocol):
     def run(self, inputs: Mapping[str, Array], outputs: list[Array]) -> None:
         """Fill the outputs, which have the right shapes and types."""
 
-    def derive(self, graph: Graph) -> Executor:
+    def derive(self, graph: Graph, adapters: AdapterSlots | None = None) -> Executor:
         """The executor of another graph over the same weights, or some of them."""
 
 
@@ -145,11 +146,12 @@ class Model:
         """Run a step into arrays of the shapes and types that it states."""
         self._executor.run(step.arrays, outputs)
 
-    def derive(self, graph: Graph) -> Model:
+    def derive(self, graph: Graph, adapters: AdapterSlots | None = None) -> Model:
         """Another graph over this model's weights, or some of them: nothing is packed anew. It cannot be traced.
 
         Args:
             graph: What to compute; its weights are weights of this model's graph, as they are declared there.
+            adapters: The adapters that its steps can name, where it takes any.
 
         Raises:
             WeightsError: it declares a weight that this model does not have.
@@ -157,7 +159,7 @@ class Model:
         missing = sorted(graph.weights.keys() - self._graph.weights.keys())
         if missing:
             raise WeightsError(f"the loaded model lacks {', '.join(missing)}", tensor=missing[0])
-        executor = self._executor.derive(graph)
+        executor = self._executor.derive(graph, adapters)
         return Model(graph, executor, report=self.report, tracer=None, limits=self._limits)
 
     @property

@@ -27,6 +27,7 @@ from puna.graph.weights.weight_data import WeightData
 
 if TYPE_CHECKING:
     from puna._native import Program
+    from puna.engine.adapters import AdapterSlots
     from puna.engine.packed_cache.store import PackedCache
 
 __all__ = ["LoadReport", "NativeExecutor", "emit_program"]
@@ -80,9 +81,16 @@ class LoadReport:
 
 
 def emit_program(
-    native: Native, program: Program, lowered: LoweredProgram, plan: MemoryPlan, weights: PackedWeights
+    native: Native,
+    program: Program,
+    lowered: LoweredProgram,
+    plan: MemoryPlan,
+    weights: PackedWeights,
+    adapters: AdapterSlots | None = None,
 ) -> None:
-    """Write instructions, buffers and weights to a native program and freeze it."""
+    """Write instructions, buffers, weights and adapter slots to a native program and freeze it."""
+    if adapters is not None:
+        program.adapters(adapters.native)
     _Emitter(native, program, plan).emit(lowered, weights)
 
 
@@ -144,8 +152,12 @@ class _Emitter:
         if isinstance(value, WeightRef):
             return weight_index[value.name]
         if isinstance(value, tuple):
-            return [-1 if part is None else weight_index[part.name] for part in value]
+            return [weight_index[part.name] if isinstance(part, WeightRef) else part for part in _filled(value)]
         return value
+
+
+def _filled(parts: tuple[WeightRef | int | None, ...]) -> list[WeightRef | int]:
+    return [-1 if part is None else part for part in parts]
 
 
 def _label(call: CallInstruction | None, instruction: Instruction, weights: PackedWeights) -> dict[str, object]:
@@ -181,6 +193,7 @@ class NativeExecutor:
         fuse: Whether neighbours become one instruction.
         packed: The weights as another executor has packed them.
         group: The group of cores that runs it.
+        adapters: The adapters that its steps can name.
     """
 
     def __init__(
@@ -196,6 +209,7 @@ class NativeExecutor:
         fuse: bool = True,
         packed: PackedWeights | None = None,
         group: int = 0,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         begin = time.perf_counter()
         self.packed = pack_weights(native, weights, precision, threads, cache) if packed is None else packed
@@ -213,7 +227,7 @@ class NativeExecutor:
         lowered = lower(graph, self.packed.partner, fuse=fuse)
         plan = plan_memory(lowered)
         self.program = native.Program(variant, group)
-        emit_program(native, self.program, lowered, plan, self.packed)
+        emit_program(native, self.program, lowered, plan, self.packed, adapters)
         self._threads = threads
         self._labels = [_label(call, instruction, self.packed) for call, instruction in lowered.timeline()]
         row_bytes = dict.fromkeys(("T", "B", "R"), 0)
@@ -233,9 +247,9 @@ class NativeExecutor:
             mapped_bytes=self.packed.nbytes if self.packed.file is not None else 0,
         )
 
-    def derive(self, graph: Graph) -> NativeExecutor:
+    def derive(self, graph: Graph, adapters: AdapterSlots | None = None) -> NativeExecutor:
         """The executor of another graph over the same packed weights, or some of them."""
-        return self._derive(graph, packed=self.packed)
+        return self._derive(graph, packed=self.packed, adapters=adapters)
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[Array]) -> None:
         """Compute all outputs in one native call. `kv_blocks` is written in place.

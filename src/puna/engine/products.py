@@ -12,6 +12,7 @@ from puna.graph import Node, Value
 from puna.graph.ops.attention import KVStore, PagedAttention, Rope
 from puna.graph.ops.elementwise import GLU, Add, Clamp, Scale
 from puna.graph.ops.linear import MatMul
+from puna.graph.ops.lora import LoRA
 from puna.graph.ops.norm import HeadNorm
 
 if TYPE_CHECKING:
@@ -286,10 +287,10 @@ class ProductLowering:
     def _root(self, value: Value) -> Node | None:
         """The product that a value is, or becomes by what works in place, if nobody else reads it."""
         node = self.placement.producer.get(value)
-        while node is not None and isinstance(node.op, Clamp | HeadNorm):
+        while node is not None and isinstance(node.op, Clamp | HeadNorm | LoRA):
             if self.placement.sole_consumer(value) is None:
                 return None
-            value = node.inputs[0]
+            value = node.inputs[1 + node.outputs.index(value) if isinstance(node.op, LoRA) else 0]
             node = self.placement.producer.get(value)
         if node is None or not isinstance(node.op, MatMul) or self.placement.sole_consumer(value) is None:
             return None

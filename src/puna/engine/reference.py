@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from puna.engine.adapters import AdapterKey, AdapterSlots
 from puna.engine.step_check import check_step
 from puna.graph import Graph, Weight
 from puna.graph.ops.linear import Embedding
+from puna.graph.ops.lora import MODEL_TARGETS
 from puna.graph.ops.op import Float32Array, Rounding
 from puna.graph.weights.weight_data import WeightData
 
@@ -32,6 +34,7 @@ class _Context:
     weights: Mapping[str, WeightData]
     is_exact: bool
     values: dict[str, Float32Array] = field(default_factory=dict)
+    adapters: AdapterSlots | None = None
     prefix: str = ""
     layer: int = 0
 
@@ -47,6 +50,12 @@ class _Context:
             return "none"
         return "codes" if format in CODE_FORMATS else "bfloat16" if format == "BF16" else "none"
 
+    def adapter(self, slot: int, layer: int, target: str) -> tuple[Float32Array, Float32Array, float] | None:
+        found = None if self.adapters is None else self.adapters[slot]
+        if found is None:
+            raise ValueError(f"lora_ids: slot {slot} holds no adapter")
+        return found.arrays(AdapterKey(layer if target in MODEL_TARGETS else self.layer + layer, target))
+
     def scoped(self, prefix: str, layer: int) -> _Context:
         return replace(self, prefix=self.prefix + prefix, layer=self.layer + layer)
 
@@ -58,17 +67,26 @@ class ReferenceExecutor:
         graph: What to run.
         weights: Its weights by full name.
         is_exact: Products take float32 activations, whatever the weights, as `precision="float32"` means.
+        adapters: The adapters that a step can name.
     """
 
-    def __init__(self, graph: Graph, weights: Mapping[str, WeightData], *, is_exact: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, WeightData],
+        *,
+        is_exact: bool,
+        adapters: AdapterSlots | None = None,
+    ) -> None:
         self.graph = graph
-        self._context = _Context(weights, is_exact)
+        self._context = _Context(weights, is_exact, adapters=adapters)
         tables = [node.op.weight.shape[0] for node in graph.nodes if isinstance(node.op, Embedding)]
         self._vocab_size = min(tables, default=None)
 
-    def derive(self, graph: Graph) -> ReferenceExecutor:
+    def derive(self, graph: Graph, adapters: AdapterSlots | None = None) -> ReferenceExecutor:
         """The executor of another graph over the same weights, or some of them."""
-        return ReferenceExecutor(graph, self._context.weights, is_exact=self._context.is_exact)
+        context = self._context
+        return ReferenceExecutor(graph, context.weights, is_exact=context.is_exact, adapters=adapters)
 
     def run(self, inputs: Mapping[str, np.ndarray[Any, Any]], outputs: list[np.ndarray[Any, Any]]) -> None:
         """Compute all outputs. `kv_blocks` is written in place.

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from puna.graph import Value, ops
-from puna.graph.ops import KVCacheValues
+from puna.graph.ops import AdapterValues, KVCacheValues
 from puna.nn.declarations import WeightDeclarations
 from puna.nn.linear import Linear
+from puna.nn.lora import update
 from puna.nn.norm import HeadNorm
 
 if TYPE_CHECKING:
     from puna.nn.transformer import DecoderSpec
 
 __all__ = ["Attention", "AttentionInputs"]
+
+_QKV_TARGETS: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_OUTPUT_TARGETS: Final = ("self_attn.o_proj",)
 
 
 class AttentionInputs(NamedTuple):
@@ -24,11 +28,13 @@ class AttentionInputs(NamedTuple):
         angles: Cosines and sines `[total_seq_len, rot_dim]`.
         row_offsets: uint32 `[batch_size + 1]`.
         cache: The KV cache.
+        adapters: Which rows have which adapter; None: no row has one.
     """
 
     angles: Value
     row_offsets: Value
     cache: KVCacheValues
+    adapters: AdapterValues | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Attention:
 
     def __call__(self, x: Value, step: AttentionInputs, layer: int, *, is_last_only: bool = False) -> Value:
         """Append the attention of one layer: `[rows, H]` to `[rows, H]`; with `is_last_only` to `[batch_size, H]`."""
-        q, k, v = self._project(x)
+        q, k, v = self._project(x, step.adapters, layer)
         if self.norms is not None:
             q, k = (norm(value) for norm, value in zip(self.norms, (q, k), strict=True))
         q = self._rotate(q, step.angles, self.num_heads)
@@ -120,19 +126,28 @@ class Attention:
             window=self.window,
             softcap=self.softcap,
         )
-        return self.output(ops.gather_last(mixed, step.row_offsets) if is_last_only else mixed)
+        if is_last_only:
+            mixed = ops.gather_last(mixed, step.row_offsets)
+        return update(mixed, (self.output(mixed),), _OUTPUT_TARGETS, step.adapters, layer)[0]
 
-    def _project(self, x: Value) -> tuple[Value, Value, Value]:
-        if isinstance(self.qkv, Linear):
-            width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-            stacked = self._clip(self.qkv(x))
-            return (
-                ops.slice_columns(stacked, 0, width),
-                ops.slice_columns(stacked, width, width + kv_width),
-                ops.slice_columns(stacked, width + kv_width, width + 2 * kv_width),
-            )
-        q, k, v = (self._clip(projection(x)) for projection in self.qkv)
+    def _project(self, x: Value, adapters: AdapterValues | None, layer: int) -> tuple[Value, Value, Value]:
+        if not isinstance(self.qkv, Linear):
+            parts: tuple[Value, ...] = tuple(projection(x) for projection in self.qkv)
+        elif adapters is None:
+            parts = self._split(self._clip(self.qkv(x)))
+            return parts
+        else:
+            parts = self._split(self.qkv(x))
+        q, k, v = (self._clip(part) for part in update(x, parts, _QKV_TARGETS, adapters, layer))
         return q, k, v
+
+    def _split(self, stacked: Value) -> tuple[Value, Value, Value]:
+        width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return (
+            ops.slice_columns(stacked, 0, width),
+            ops.slice_columns(stacked, width, width + kv_width),
+            ops.slice_columns(stacked, width + kv_width, width + 2 * kv_width),
+        )
 
     def _rotate(self, x: Value, angles: Value, num_heads: int) -> Value:
         sizes = {"num_heads": num_heads, "head_dim": self.head_dim, "rot_dim": self.rot_dim}

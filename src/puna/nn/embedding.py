@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from puna.graph import Value, Weight, ops
+from puna.graph.ops import AdapterValues
 from puna.nn.declarations import WeightDeclarations
 
 __all__ = ["Embedding"]
@@ -29,7 +30,9 @@ class Embedding:
         """The module for `name.weight`."""
         return cls(weights.matrix(f"{name}.weight", vocab_size, hidden_size), multiplier)
 
-    def __call__(self, tokens: Value) -> Value:
+    def __call__(self, tokens: Value, adapters: AdapterValues | None = None) -> Value:
         """Append the look-up: int64 `[tokens]` to float32 `[tokens, hidden_size]`."""
         rows = ops.embedding(tokens, self.weight)
+        if adapters is not None:
+            rows = ops.lora_embedding(tokens, rows, adapters)
         return rows if self.multiplier == 1 else ops.scale(rows, self.multiplier)

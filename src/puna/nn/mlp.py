@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from puna.graph import Value, ops
+from puna.graph.ops import AdapterValues
 from puna.nn.declarations import WeightDeclarations
 from puna.nn.linear import Linear
+from puna.nn.lora import update
 
 if TYPE_CHECKING:
     from puna.nn.transformer import DecoderSpec
 
 __all__ = ["MLP"]
+
+_GATE_UP_TARGETS: Final = ("mlp.gate_proj", "mlp.up_proj")
+_DOWN_TARGETS: Final = ("mlp.down_proj",)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class MLP:
             gate_up = (project("gate_proj", size, hidden), project("up_proj", size, hidden))
         return cls(gate_up, project("down_proj", hidden, size), size, spec.activation)
 
-    def __call__(self, x: Value) -> Value:
+    def __call__(self, x: Value, adapters: AdapterValues | None = None, layer: int = 0) -> Value:
         """Append the MLP: `[rows, H]` to `[rows, H]`."""
         if isinstance(self.gate_up, Linear):
             both = self.gate_up(x)
@@ -54,4 +59,6 @@ class MLP:
             up = ops.slice_columns(both, self.intermediate_size, 2 * self.intermediate_size)
         else:
             gate, up = (projection(x) for projection in self.gate_up)
-        return self.down(ops.glu(gate, up, self.activation))
+        gate, up = update(x, (gate, up), _GATE_UP_TARGETS, adapters, layer)
+        gated = ops.glu(gate, up, self.activation)
+        return update(gated, (self.down(gated),), _DOWN_TARGETS, adapters, layer)[0]

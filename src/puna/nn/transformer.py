@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from puna.dtype import DType
 from puna.errors import UnsupportedModelError
-from puna.graph import BATCH_SIZE, TOTAL_SEQ_LEN, Graph, TensorType, Value, ops
-from puna.graph.ops import KVCacheValues, RopeSpec
+from puna.graph import BATCH_SIZE, TOTAL_SEQ_LEN, Dim, Graph, TensorType, Value, ops
+from puna.graph.ops import AdapterValues, KVCacheValues, RopeSpec
+from puna.graph.ops.lora import MODEL_LAYER
 from puna.nn.attention import AttentionInputs
 from puna.nn.declarations import WeightDeclarations
 from puna.nn.embedding import Embedding
 from puna.nn.kv_cache import KVCacheQuantizationConfig
 from puna.nn.linear import Linear
+from puna.nn.lora import update
 from puna.nn.norm import declare_norm
 from puna.nn.rotary_embedding import RotaryEmbedding, Unrotated
 from puna.nn.transformer_block import TransformerBlock
@@ -118,6 +120,7 @@ class DecoderSpec:
             (`head`), or the whole row (`row`); None: not at all.
         unrotated_layers: Layers that do not rotate queries and keys.
         window_rope: The rotary embedding of the layers with a window, where it is another one.
+        max_lora_rank: The largest rank of the adapters that rows of a step may have; 0: no row has an adapter.
     """
 
     vocab_size: int
@@ -159,10 +162,12 @@ class DecoderSpec:
     qk_norm: Literal["head", "row"] | None = None
     unrotated_layers: frozenset[int] = frozenset()
     window_rope: RotaryEmbedding | None = None
+    max_lora_rank: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.max_lora_rank >= 0, "max_lora_rank", self.max_lora_rank, "at least 0")
         _require(self.num_heads % self.num_kv_heads == 0, "num_heads", self.num_heads, f"{self.num_kv_heads} times n")
         _require(self.rope.head_dim == self.head_dim, "rope.head_dim", self.rope.head_dim, str(self.head_dim))
         _require(math.isfinite(self.norm_eps) and self.norm_eps >= 0, "norm_eps", self.norm_eps, "at least 0")
@@ -271,8 +276,9 @@ class Transformer:
             steps: What layers share, by the name of their rotary embedding.
             return_n_logits: Rows per request of `VARIABLE`.
         """
-        h = self.embedding(tokens)
-        offsets = next(iter(steps.values())).row_offsets
+        first = next(iter(steps.values()))
+        offsets, adapters = first.row_offsets, first.adapters
+        h = self.embedding(tokens, adapters)
         layers: list[Value] = []
         subgraphs: dict[object, Graph] = {}
         for layer in range(self.spec.num_layers):
@@ -284,12 +290,13 @@ class Transformer:
                 if key not in subgraphs:
                     subgraphs[key] = self._block_graph(f"layer_{len(subgraphs)}", h, step, layer, is_last_only)
                 operands = (step.angles, step.row_offsets, *step.cache.operands.values())
+                operands += () if adapters is None else adapters.operands[1:]
                 (h,) = h.graph.call(subgraphs[key], h, *operands, prefix=prefix, layer=layer)
             else:
                 block = TransformerBlock.declare(self.spec, self.weights.scoped(prefix), layer)
                 h = block(h, step, layer, is_last_only=is_last_only)
             layers.append(h)
-        return self._tail(h, layers, offsets, return_n_logits)
+        return self._tail(h, layers, offsets, return_n_logits, adapters)
 
     @property
     def _needs_last_rows_only(self) -> bool:
@@ -298,16 +305,26 @@ class Transformer:
         return self.spec.return_logits is ReturnLogits.LAST_TOKEN and self.spec.return_hidden_states in states
 
     def _block_graph(self, name: str, h: Value, step: AttentionInputs, layer: int, is_last_only: bool) -> Graph:
+        adapters = step.adapters
         operands = (h, step.angles, step.row_offsets, *step.cache.operands.values())
         names = ["h", "angles", "input_row_offsets", *step.cache.operands]
+        num_cache = len(step.cache.operands)
+        if adapters is not None:
+            operands += adapters.operands[1:]
+            names += ["lora_ids", "lora_grouped_offsets"]
         block = TransformerBlock.declare(self.spec, self.weights.scoped(f"layers.{layer}.").relative(), layer)
         with Graph(name, [value.type for value in operands], input_names=names) as graph:
-            inner, angles, offsets, *cache = graph.inputs
-            inputs = AttentionInputs(angles, offsets, KVCacheValues(*cache))
+            inner, angles, offsets, *rest = graph.inputs
+            if adapters is not None:
+                ids, grouped_offsets = rest[num_cache:]
+                adapters = AdapterValues(offsets, ids, grouped_offsets, adapters.max_rank)
+            inputs = AttentionInputs(angles, offsets, KVCacheValues(*rest[:num_cache]), adapters)
             graph.output(block(inner, inputs, 0, is_last_only=is_last_only))
         return graph
 
-    def _tail(self, h: Value, layers: list[Value], offsets: Value, count: Value) -> dict[str, Value]:
+    def _tail(
+        self, h: Value, layers: list[Value], offsets: Value, count: Value, adapters: AdapterValues | None
+    ) -> dict[str, Value]:
         logits_mode = self.spec.return_logits
         normalized = None
         if logits_mode is ReturnLogits.ALL or self._returns_normalized:
@@ -315,17 +332,17 @@ class Transformer:
         outputs: dict[str, Value] = {}
         if logits_mode is ReturnLogits.ALL:
             assert normalized is not None
-            logits = self._logits(normalized)
+            logits = self._logits(normalized, adapters)
             outputs["next_token_logits"] = ops.gather_last(logits, offsets)
             outputs["logits"] = logits
             outputs["logit_offsets"] = offsets
         elif normalized is not None:
-            outputs["next_token_logits"] = self._logits(ops.gather_last(normalized, offsets))
+            outputs["next_token_logits"] = self._logits(ops.gather_last(normalized, offsets), adapters)
         else:
-            outputs["next_token_logits"] = self._logits(self.norm(self._last_rows(h, offsets)))
+            outputs["next_token_logits"] = self._logits(self.norm(self._last_rows(h, offsets)), adapters)
         if logits_mode is ReturnLogits.VARIABLE:
             rows = ops.gather_variable(h, offsets, count)
-            outputs["logits"] = self._logits(self.norm(rows))
+            outputs["logits"] = self._logits(self.norm(rows), adapters)
             outputs["logit_offsets"] = ops.variable_offsets(offsets, count)
         states = self._hidden_states(h, layers, normalized, offsets)
         if states is not None:
@@ -342,8 +359,8 @@ class Transformer:
     def _last_rows(self, h: Value, offsets: Value) -> Value:
         return h if self._needs_last_rows_only else ops.gather_last(h, offsets)
 
-    def _logits(self, normalized: Value) -> Value:
-        logits = self.lm_head(normalized)
+    def _logits(self, normalized: Value, adapters: AdapterValues | None) -> Value:
+        (logits,) = update(normalized, (self.lm_head(normalized),), ("lm_head",), adapters, MODEL_LAYER)
         if self.spec.logits_scaling != 1:
             logits = ops.divide(logits, self.spec.logits_scaling)
         return logits if self.spec.logits_softcap is None else ops.softcap(logits, self.spec.logits_softcap)
@@ -363,6 +380,18 @@ class Transformer:
                 return ops.concat_columns(*(chosen[layer] for layer in self.spec.selected_layers))
 
 
+_ADAPTER_INPUTS: Final[dict[str, tuple[DType, tuple[Any, ...]]]] = {
+    "lora_ids": (DType.int32, ("num_groups",)),
+    "lora_ranks": (DType.uint32, ("num_groups",)),
+    "lora_grouped_offsets": (DType.uint32, (Dim("num_groups", 1),)),
+    "num_active_loras": (DType.int64, (1,)),
+    "lora_end_idx": (DType.int64, ("num_adapter_rows",)),
+    "batch_seq_len": (DType.int64, (1,)),
+    "lora_ids_kv": (DType.int32, ("num_kv_groups",)),
+    "lora_grouped_offsets_kv": (DType.uint32, (Dim("num_kv_groups", 1),)),
+}
+
+
 def build_decoder_graph(spec: DecoderSpec, weights: Mapping[str, WeightData]) -> Graph:
     """The graph of a decoder.
 
@@ -371,6 +400,8 @@ def build_decoder_graph(spec: DecoderSpec, weights: Mapping[str, WeightData]) ->
     `[B, max_pages]`, `max_lengths` uint32 `[steps, 2]`, of an int8 cache `kv_scales` float32
     `[blocks, 2, L, P, Nkv, 1]`, and, optional, `request_lengths` uint32 `[B]`: the length that
     decides each request's rotary frequencies (absent: cached plus new tokens).
+
+    With `max_lora_rank` the eight inputs of adapters follow `return_n_logits`, in the order of `lora_call_order`.
 
     Outputs, in order: `next_token_logits` `[B, V]`; with `VARIABLE` or `ALL` also `logits` and `logit_offsets` (int64
     in steps of n; uint32, the row offsets themselves); `hidden_states` where asked for.
@@ -391,6 +422,7 @@ def build_decoder_graph(spec: DecoderSpec, weights: Mapping[str, WeightData]) ->
         "tokens": (DType.int64, (TOTAL_SEQ_LEN,)),
         "input_row_offsets": (DType.uint32, (BATCH_SIZE + 1,)),
         "return_n_logits": (DType.int64, (1,)),
+        **(_ADAPTER_INPUTS if spec.max_lora_rank else {}),
         "kv_blocks": (cache.dtype, blocks),
         "cache_lengths": (DType.uint32, (BATCH_SIZE,)),
         "lookup_table": (DType.uint32, (BATCH_SIZE, "max_pages")),
@@ -401,12 +433,17 @@ def build_decoder_graph(spec: DecoderSpec, weights: Mapping[str, WeightData]) ->
     types = [TensorType(dtype, shape, cache.devices[0]) for dtype, shape in inputs.values()]
     model = Transformer(spec, weights)
     with Graph("decoder", types, input_names=list(inputs), num_optional_inputs=1) as graph:
-        tokens, offsets, count, kv_blocks, cache_lengths, lookup_table, _, *kv_scales, request_lengths = graph.inputs
-        cache_values = KVCacheValues(kv_blocks, cache_lengths, lookup_table, *kv_scales)
+        given = dict(zip(inputs, graph.inputs, strict=True))
+        tokens, offsets, count = (given[name] for name in ("tokens", "input_row_offsets", "return_n_logits"))
+        cache_lengths = given["cache_lengths"]
+        cache_values = KVCacheValues(given["kv_blocks"], cache_lengths, given["lookup_table"], *map(given.get, scales))
+        adapters = None
+        if spec.max_lora_rank:
+            adapters = AdapterValues(offsets, given["lora_ids"], given["lora_grouped_offsets"], spec.max_lora_rank)
         steps: dict[str, AttentionInputs] = {}
         for name, rope in spec.ropes.items():
-            angles = ops.rope_angles(tokens, offsets, cache_lengths, rope, request_lengths)
-            steps[name] = AttentionInputs(angles, offsets, cache_values)
+            angles = ops.rope_angles(tokens, offsets, cache_lengths, rope, given["request_lengths"])
+            steps[name] = AttentionInputs(angles, offsets, cache_values, adapters)
         outputs = model(tokens, steps, count)
         graph.output(*outputs.values(), names=list(outputs))
         graph.ignore_weights(_known_but_unused(spec))

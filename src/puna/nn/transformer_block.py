@@ -67,7 +67,7 @@ class TransformerBlock:
         branch = self._norm("after_attention", self.attention(x, step, layer, is_last_only=is_last_only))
         h = self._residual(rows(h), branch)
         x = rows(x) if self.is_parallel else self._norm("before_mlp", h)
-        return self._residual(h, self._norm("after_mlp", self.mlp(x)))
+        return self._residual(h, self._norm("after_mlp", self.mlp(x, step.adapters, layer)))
 
     def _norm(self, place: str, x: Value) -> Value:
         norm = self.norms.get(place)

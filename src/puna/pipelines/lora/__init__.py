@@ -1,0 +1,1 @@
+"""Low-rank adapters: files, what is loaded, which rows of a step they are for."""
