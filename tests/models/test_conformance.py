@@ -109,7 +109,7 @@ def test_gguf_says_what_the_directory_says(checkpoints: Any, models: Any, family
     for name in vars(from_json).keys() - differing:
         mine, theirs = getattr(from_gguf, name), getattr(from_json, name)
         assert mine == (pytest.approx(theirs, rel=1e-6) if isinstance(theirs, float) else theirs), name
-    neighbours = ("cohere", "cohere2", "glm4", "ernie4_5")  # in both kinds of file
+    neighbours = ("cohere", "cohere2", "glm", "glm4", "ernie4_5")  # in both kinds of file
     assert from_json.interleaved_rope_weights is (family in neighbours)
     pairs = (*neighbours, "llama", "mistral", "granite", "olmo", "smollm3", "internlm2", "minicpm", "baichuan")
     assert from_gguf.interleaved_rope_weights is (family in pairs)

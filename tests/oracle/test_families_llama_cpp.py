@@ -26,6 +26,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen3": {"use_sliding_window": False, "head_dim": None},
     "granite": {"head_dim": None},
     "smollm3": {"head_dim": None},
+    "glm": {"head_dim": None, "num_attention_heads": 6, "num_key_value_heads": 2},
     "glm4": {"head_dim": None, "num_attention_heads": 6, "num_key_value_heads": 2},
     # windows of EXAONE 4 are known to it by the number of layers, 64
     "exaone4": {"sliding_window": None, "head_dim": None},
@@ -48,6 +49,7 @@ KINDS = {
     "smollm3": ("none", "linear", "yarn"),
     "cohere": ("none", "yarn"),
     "cohere2": ("none",),
+    "glm": ("none",),
     "glm4": ("none",),
     "stablelm": ("none",),
     "exaone4": ("none", "llama3"),

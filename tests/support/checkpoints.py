@@ -53,7 +53,7 @@ FAMILIES = (
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
 # Not in transformers: these are compared with one of its classes on rearranged tensors.
 REARRANGED = ("exaone", "internlm", "internlm2", "internlm3", "minicpm", "baichuan", "orion")
-WITHOUT_GGUF = ("glm", "helium", "internlm", "internlm3")  # llama.cpp converts none, or to Llama
+WITHOUT_GGUF = ("helium", "internlm", "internlm3")  # llama.cpp converts none, or to Llama
 GGUF_FAMILIES = tuple(family for family in FAMILIES if family not in WITHOUT_GGUF)
 ROPE_KINDS = ("none", "llama3", "longrope", "linear", "dynamic", "yarn")
 # Kinds of rotary scaling that a family's logits are compared under: all of them take one path, which Llama proves.

@@ -244,6 +244,11 @@ class GGUFWeights(Weights):
         """The file's key-value pairs (of a split set: its first file's). Lists of strings are decoded on demand."""
         return self._checkpoint.metadata
 
+    @property
+    def path(self) -> str:
+        """The file, of a split set the first."""
+        return str(self._checkpoint.files[0].path)
+
 
 def _check_part(file: _File, number: int, count: int) -> None:
     """A part must say that it is the one that its name says."""

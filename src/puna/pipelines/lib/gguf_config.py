@@ -10,142 +10,61 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from puna.errors import UnsupportedModelError, WeightsError
+from puna.pipelines.lib.gguf_keys import (
+    COUNTS,
+    GGUF_FAMILIES,
+    NEUTRAL,
+    READ,
+    REQUIRED,
+    TOKENIZER_IDS,
+    WITH_WINDOWS,
+    GGUFFamily,
+)
 
 if TYPE_CHECKING:
-    from puna.graph.weights import GGUFWeights
+    from puna.graph.weights import WeightData
 
-__all__ = ["read_gguf_config"]
+__all__ = ["GGUFContents", "TensorPlace", "read_gguf_config"]
+
+
+class TensorPlace(Protocol):
+    """A tensor of a file, or of one that is about to be written."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its logical shape."""
+        ...
+
+    def data(self) -> WeightData:
+        """Its values."""
+        ...
+
+
+class GGUFContents(Protocol):
+    """What a GGUF file holds; `GGUFWeights` is one."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Its keys."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """The file, for messages."""
+        ...
+
+    def items(self) -> Iterable[tuple[str, TensorPlace]]:
+        """Its tensors by name."""
+        ...
 
 _FLOAT32_EPS: Final = 2.0**-23
 
 
-@dataclass(frozen=True)
-class _Family:
-    """One `general.architecture`: its `model_type`, and the keys that only it has (metadata key -> config key).
-
-    Its norms have the epsilon of this key; `fixed_norm_eps` is one that no configuration states. `values` are keys that
-    every model of the family has and no file states.
-    """
-
-    model_type: str
-    extra: Mapping[str, str] = field(default_factory=dict)
-    norm: Literal["rms_norm_eps", "layer_norm_eps"] = "rms_norm_eps"
-    fixed_norm_eps: float | None = None
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-_GRANITE_KEYS: Final = MappingProxyType({
-    "embedding_scale": "embedding_multiplier",
-    "residual_scale": "residual_multiplier",
-    "attention.scale": "attention_multiplier",
-    "logit_scale": "logits_scaling",
-})
-_WINDOW: Final = MappingProxyType({"attention.sliding_window": "sliding_window"})
-_SOFT_CAPS: Final = MappingProxyType({
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-})
-_GELU: Final = MappingProxyType({"hidden_act": "gelu_pytorch_tanh"})
-_FAMILIES: Final = MappingProxyType({
-    "llama": _Family("llama", _WINDOW),
-    "qwen2": _Family("qwen2"),
-    "qwen3": _Family("qwen3"),
-    "granite": _Family("granite", _GRANITE_KEYS),
-    "phi3": _Family("phi3", _WINDOW),
-    "olmo": _Family(
-        "olmo", MappingProxyType({"attention.clamp_kqv": "clip_qkv"}), norm="layer_norm_eps", fixed_norm_eps=1e-5
-    ),
-    "olmo2": _Family("olmo2", _WINDOW),
-    "smollm3": _Family("smollm3"),
-    "command-r": _Family("cohere", MappingProxyType({"logit_scale": "logit_scale"}), norm="layer_norm_eps"),
-    "cohere2": _Family("cohere2", MappingProxyType({"logit_scale": "logit_scale", **_WINDOW}), norm="layer_norm_eps"),
-    "glm4": _Family("glm4"),
-    "stablelm": _Family("stablelm", norm="layer_norm_eps"),
-    "exaone4": _Family("exaone4", _WINDOW),
-    "exaone": _Family("exaone"),
-    "internlm2": _Family("internlm2"),
-    "minicpm": _Family("minicpm", _GRANITE_KEYS),
-    "gemma": _Family("gemma", values=_GELU),
-    "gemma2": _Family("gemma2", MappingProxyType({**_WINDOW, **_SOFT_CAPS}), values=_GELU),
-    "gemma3": _Family(
-        "gemma3_text",
-        MappingProxyType({
-            **_WINDOW,
-            **_SOFT_CAPS,
-            "rope.freq_base_swa": "rope_local_base_freq",
-        }),
-        values=_GELU,
-    ),
-    "ernie4_5": _Family("ernie4_5"),
-    "baichuan": _Family("baichuan"),
-    "orion": _Family("orion", norm="layer_norm_eps"),
-})
-# Families whose files tell them apart from another one by a window alone.
-_WITH_WINDOWS: Final = MappingProxyType({"llama": "mistral", "olmo2": "olmo3"})
-_COUNTS: Final = MappingProxyType({
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-})
-_REQUIRED: Final = ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count")
-# Read below, one by one.
-_READ: Final = frozenset({
-    "attention.value_length",
-    "attention.layer_norm_epsilon",
-    "attention.layer_norm_rms_epsilon",
-    "rope.freq_base",
-    "rope.dimension_count",
-    "rope.scale_linear",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scaling.attn_factor",
-    "rope.scaling.original_context_length",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
-})
-# Values at which a key says nothing; anything else is refused. None: nothing that the result depends on.
-_NEUTRAL: Final = MappingProxyType({
-    "vocab_size": None,  # the rows of the embedding tell
-    "rope.scaling.finetuned": None,
-    "tensor_data_layout": None,
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "use_parallel_residual": (False,),
-    "attention.sliding_window_pattern": None,  # llama.cpp's own is that of the configuration's class
-    "attention.causal": (True,),
-    "attention.max_alibi_bias": (0,),
-    "attention.clamp_kqv": (0,),
-    "attention.scale": (0,),
-    "attention.sliding_window": (0,),
-    "attn_logit_softcapping": (0,),
-    "final_logit_softcapping": (0,),
-    "embedding_scale": (0, 1),
-    "residual_scale": (0, 1),
-    "logit_scale": (0, 1),
-    "rope.scaling.alpha": (0,),
-    "rope.scaling.yarn_ext_factor": (1,),
-    "rope.scaling.yarn_attn_factor": (1,),
-    "rope.scaling.yarn_log_multiplier": (0,),
-    "pooling_type": (0,),
-})
-_TOKENIZER_IDS: Final = MappingProxyType({
-    "bos_token_id": "tokenizer.ggml.bos_token_id",
-    "eos_token_id": "tokenizer.ggml.eos_token_id",
-    "pad_token_id": "tokenizer.ggml.padding_token_id",
-})
-
-
-def read_gguf_config(weights: GGUFWeights) -> tuple[dict[str, Any], str, str]:
+def read_gguf_config(weights: GGUFContents) -> tuple[dict[str, Any], str, str]:
     """The configuration of a GGUF file.
 
     Files of some families with a sliding window are of another one. Of an architecture that is not known only its name
@@ -159,7 +78,7 @@ def read_gguf_config(weights: GGUFWeights) -> tuple[dict[str, Any], str, str]:
         UnsupportedModelError: a key that is not known, or one whose value is not supported.
     """
     reader = _Reader(weights)
-    family = _FAMILIES.get(reader.architecture)
+    family = GGUF_FAMILIES.get(reader.architecture)
     if family is None:
         return {}, reader.file, reader.architecture
     reader.refuse_unknown(family)
@@ -171,9 +90,9 @@ def read_gguf_config(weights: GGUFWeights) -> tuple[dict[str, Any], str, str]:
             values[name] = int(number) if name == "sliding_window" else number
     values["model_type"] = family.model_type
     if "sliding_window" in values:
-        values["model_type"] = _WITH_WINDOWS.get(family.model_type, family.model_type)
+        values["model_type"] = WITH_WINDOWS.get(family.model_type, family.model_type)
     values |= _rope(reader, values)
-    values |= {key: weights.metadata[name] for key, name in _TOKENIZER_IDS.items() if name in weights.metadata}
+    values |= {key: weights.metadata[name] for key, name in TOKENIZER_IDS.items() if name in weights.metadata}
     _check_shapes(reader, values)
     return values, reader.file, reader.architecture
 
@@ -181,13 +100,12 @@ def read_gguf_config(weights: GGUFWeights) -> tuple[dict[str, Any], str, str]:
 class _Reader:
     """Typed access to one architecture's keys and to shapes of tensors."""
 
-    def __init__(self, weights: GGUFWeights) -> None:
+    def __init__(self, weights: GGUFContents) -> None:
         self.metadata = weights.metadata
         self.tensors = dict(weights.items())
-        source = next((tensor.data().source for tensor in self.tensors.values()), None)
-        if source is None:
-            raise WeightsError("the file has no tensors")
-        self.file = str(source.path)
+        self.file = weights.path
+        if not self.tensors:
+            raise WeightsError("the file has no tensors", file=self.file)
         architecture = self.metadata.get("general.architecture")
         if not isinstance(architecture, str):
             raise WeightsError("is missing or no text", file=self.file, tensor="general.architecture")
@@ -205,16 +123,16 @@ class _Reader:
     def value(self, key: str) -> Any:
         return self.metadata.get(self.full(key))
 
-    def refuse_unknown(self, family: _Family) -> None:
-        known = _READ | _COUNTS.keys() | family.extra.keys()
+    def refuse_unknown(self, family: GGUFFamily) -> None:
+        known = READ | COUNTS.keys() | family.extra.keys()
         prefix = f"{self.architecture}."
         for full, value in self.metadata.items():
             key = full.removeprefix(prefix)
             if not full.startswith(prefix) or key in known:
                 continue
-            if key not in _NEUTRAL:
+            if key not in NEUTRAL:
                 self.refuse(key, value, "keys whose meaning is known")
-            neutral = _NEUTRAL[key]
+            neutral = NEUTRAL[key]
             if neutral is not None and (not isinstance(value, (bool, int, float)) or value not in neutral):
                 self.refuse(key, value, f"{neutral[0]}")
 
@@ -255,11 +173,11 @@ class _Reader:
 
 def _sizes(reader: _Reader) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for key, name in _COUNTS.items():
+    for key, name in COUNTS.items():
         count = reader.count(key)
         if count is not None:
             values[name] = count
-        elif key in _REQUIRED:
+        elif key in REQUIRED:
             reader.fail(key, "is missing")
     value_length = reader.count("attention.value_length")
     head_dim = values.get("head_dim")
@@ -275,7 +193,7 @@ def _sizes(reader: _Reader) -> dict[str, Any]:
     return values
 
 
-def _norm(reader: _Reader, family: _Family) -> dict[str, Any]:
+def _norm(reader: _Reader, family: GGUFFamily) -> dict[str, Any]:
     if family.norm == "rms_norm_eps":
         epsilon = reader.number("attention.layer_norm_rms_epsilon")
         if epsilon is None:

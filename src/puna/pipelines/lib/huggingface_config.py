@@ -19,7 +19,7 @@ from puna.pipelines.lib.family_defaults import FAMILIES, FamilyDefaults
 from puna.pipelines.lib.rope_section import read_rope_section, split_rope
 
 if TYPE_CHECKING:
-    from puna.graph.weights import GGUFWeights
+    from puna.pipelines.lib.gguf_config import GGUFContents
 
 __all__ = ["HuggingFaceConfig"]
 
@@ -130,7 +130,7 @@ class HuggingFaceConfig:
         return cls(_read_json_object(path), source=path)
 
     @classmethod
-    def from_gguf(cls, weights: GGUFWeights) -> Self:
+    def from_gguf(cls, weights: GGUFContents) -> Self:
         """The configuration that a GGUF file's metadata and tensors state.
 
         Raises:

@@ -55,6 +55,8 @@ class SupportedArchitecture:
         tool_parser: Name of the parser of tool calls, or None.
         reasoning_parser: Name of the parser of reasoning, or None.
         gguf_architectures: Values of `general.architecture` in GGUF files of this family.
+        written_gguf_architecture: The one that its GGUF files are written with, where it is another family's; None: the
+            first of `gguf_architectures`.
     """
 
     name: str
@@ -76,6 +78,7 @@ class SupportedArchitecture:
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     gguf_architectures: Sequence[str] = ()
+    written_gguf_architecture: str | None = None
 
 
 class PipelineRegistry:

@@ -44,5 +44,6 @@ ARCHITECTURES: Final = (
         },
         default_weights_format=WeightsFormat.safetensors,
         rope_type=BaichuanConfig.default_rope_type,
+        written_gguf_architecture="baichuan",
     ),
 )

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from puna.graph.weights import WeightData, Weights
-from puna.pipelines.architectures.llama3.weight_adapters import GGUF_LAYER_NAMES, gguf_adapter, safetensors_adapter
+from puna.pipelines.architectures.llama3.weight_adapters import GGUF_LAYER_NAMES, GGUFAdapter, safetensors_adapter
 from puna.pipelines.lib.config_values import read_value
 
 __all__ = ["gguf_state_dict", "safetensors_state_dict"]
@@ -20,7 +20,7 @@ _rename_sandwich: Final = safetensors_adapter({
     "pre_feedforward_layernorm": "post_attention_layernorm",
     "post_feedforward_layernorm": "mlp_output_layernorm",
 })
-gguf_state_dict: Final = gguf_adapter({
+gguf_state_dict: Final = GGUFAdapter({
     **GGUF_LAYER_NAMES,
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",

@@ -25,9 +25,11 @@ ARCHITECTURES: Final = (
         config=GlmConfig,
         weight_adapters={
             WeightsFormat.safetensors: safetensors_state_dict,
+            WeightsFormat.gguf: gguf_state_dict,
         },
         default_weights_format=WeightsFormat.safetensors,
         rope_type=GlmConfig.default_rope_type,
+        gguf_architectures=("chatglm",),
     ),
     SupportedArchitecture(
         name="Glm4ForCausalLM",

@@ -23,6 +23,7 @@ ARCHITECTURES: Final = (
         weight_adapters={WeightsFormat.safetensors: safetensors_state_dict},
         default_weights_format=WeightsFormat.safetensors,
         rope_type="normal",
+        written_gguf_architecture="llama",
     ),
     SupportedArchitecture(
         name="InternLM2ForCausalLM",
@@ -49,5 +50,6 @@ ARCHITECTURES: Final = (
         weight_adapters={WeightsFormat.safetensors: safetensors_state_dict},
         default_weights_format=WeightsFormat.safetensors,
         rope_type="normal",
+        written_gguf_architecture="llama",
     ),
 )

@@ -8,7 +8,7 @@ error, because a tensor that is left out silently is a model that computes somet
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from puna.errors import WeightsError
 from puna.graph.weights import WeightData, Weights
 from puna.pipelines.lib.config_values import read_count, read_value
 
-__all__ = ["GGUF_LAYER_NAMES", "gguf_adapter", "gguf_state_dict", "safetensors_adapter", "safetensors_state_dict"]
+__all__ = ["GGUF_LAYER_NAMES", "GGUFAdapter", "gguf_state_dict", "safetensors_adapter", "safetensors_state_dict"]
 
 _PREFIXES: Final = ("language_model.", "model.", "transformer.")
 _TOP_NAMES: Final = frozenset({"embed_tokens.weight", "norm.weight", "norm.bias", "lm_head.weight"})
@@ -111,31 +111,51 @@ def safetensors_adapter(
 safetensors_state_dict: Final = safetensors_adapter()
 
 
-def gguf_adapter(layer_names: Mapping[str, str]) -> Callable[..., dict[str, WeightData]]:
+class GGUFAdapter:
     """An adapter for GGUF files whose layers are made of these modules.
 
     Args:
         layer_names: The graph's module by the name that the file gives it, as `GGUF_LAYER_NAMES`.
+        stacked: Modules of several parts that new files hold in one piece. Old ones may differ.
     """
 
-    def name_of(name: str) -> str | None:
+    def __init__(self, layer_names: Mapping[str, str], *, stacked: Sequence[str] = ()) -> None:
+        self._modules = dict(layer_names)
+        self._stacked = frozenset(stacked)
+        self._file_modules = {module: name for name, module in layer_names.items()}
+        self._file_tops = {name: file_name for file_name, name in _GGUF_TOP_NAMES.items()}
+
+    def __call__(
+        self, state_dict: dict[str, Weights], /, *, huggingface_config: Any = None, **_: Any
+    ) -> dict[str, WeightData]:
+        """The tensors of a GGUF file by the graph's names. Arguments and errors as `safetensors_state_dict`."""
+        return _renamed(state_dict, self._name_of, huggingface_config)
+
+    def file_name(self, name: str) -> str:
+        """The name in a file of one of the graph's weights.
+
+        Raises:
+            KeyError: the files have no such tensor.
+        """
+        layer = _LAYER.fullmatch(name)
+        if layer is None:
+            return self._file_tops[name]
+        return f"blk.{layer[1]}.{self._file_modules[layer[2]]}.{layer[3]}"
+
+    def stacks(self, module: str) -> bool:
+        """Whether new files hold `qkv_proj` or `gate_up_proj` in one piece."""
+        return module in self._stacked
+
+    def _name_of(self, name: str) -> str | None:
         if _GGUF_DERIVED.fullmatch(name):
             return None
         layer = _LAYER.fullmatch(name) if name.startswith("blk.") else None
         if layer is None:
             return _GGUF_TOP_NAMES[name]
-        return f"layers.{int(layer[1])}.{layer_names[layer[2]]}.{layer[3]}"
-
-    def adapt(
-        state_dict: dict[str, Weights], /, *, huggingface_config: Any = None, **_: Any
-    ) -> dict[str, WeightData]:
-        """The tensors of a GGUF file by the graph's names. Arguments and errors as `safetensors_state_dict`."""
-        return _renamed(state_dict, name_of, huggingface_config)
-
-    return adapt
+        return f"layers.{int(layer[1])}.{self._modules[layer[2]]}.{layer[3]}"
 
 
-gguf_state_dict: Final = gguf_adapter(GGUF_LAYER_NAMES)
+gguf_state_dict: Final = GGUFAdapter(GGUF_LAYER_NAMES)
 
 
 def _renamed(state_dict: Mapping[str, Weights], name_of: NameMap, config: Any) -> dict[str, WeightData]:

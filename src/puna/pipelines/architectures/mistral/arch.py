@@ -31,5 +31,6 @@ ARCHITECTURES: Final = (
         default_weights_format=WeightsFormat.safetensors,
         rope_type=MistralConfig.default_rope_type,
         multi_gpu_supported=True,
+        written_gguf_architecture="llama",
     ),
 )

@@ -44,6 +44,6 @@ ARCHITECTURES: Final = (
         },
         default_weights_format=WeightsFormat.safetensors,
         rope_type=Olmo3Config.default_rope_type,
-        gguf_architectures=(),
+        written_gguf_architecture="olmo2",
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from puna.pipelines.architectures.llama3.weight_adapters import GGUF_LAYER_NAMES, gguf_adapter, safetensors_adapter
+from puna.pipelines.architectures.llama3.weight_adapters import GGUF_LAYER_NAMES, GGUFAdapter, safetensors_adapter
 
 __all__ = ["gguf_state_dict", "safetensors_state_dict"]
 
@@ -16,7 +16,7 @@ safetensors_state_dict: Final = safetensors_adapter(
         "post_feedforward_layernorm": "mlp_output_layernorm",
     }
 )
-gguf_state_dict: Final = gguf_adapter(
+gguf_state_dict: Final = GGUFAdapter(
     {
         **{name: module for name, module in GGUF_LAYER_NAMES.items() if name not in ("attn_norm", "ffn_norm")},
         "attn_q_norm": "self_attn.q_norm",

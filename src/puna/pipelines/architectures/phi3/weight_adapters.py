@@ -6,12 +6,13 @@ from typing import Final
 
 from puna.pipelines.architectures.llama3.weight_adapters import (
     GGUF_LAYER_NAMES,
-    gguf_adapter,
+    GGUFAdapter,
     safetensors_state_dict,
 )
 
 __all__ = ["gguf_state_dict", "safetensors_state_dict"]
 
-gguf_state_dict: Final = gguf_adapter(
-    {name: module for name, module in GGUF_LAYER_NAMES.items() if name != "ffn_gate"} | {"ffn_up": "mlp.gate_up_proj"}
+gguf_state_dict: Final = GGUFAdapter(
+    {name: module for name, module in GGUF_LAYER_NAMES.items() if name != "ffn_gate"} | {"ffn_up": "mlp.gate_up_proj"},
+    stacked=("qkv_proj", "gate_up_proj"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from puna.pipelines.architectures.llama3.weight_adapters import GGUF_LAYER_NAMES, gguf_adapter, safetensors_adapter
+from puna.pipelines.architectures.llama3.weight_adapters import GGUF_LAYER_NAMES, GGUFAdapter, safetensors_adapter
 
 __all__ = ["gguf_state_dict", "safetensors_state_dict"]
 
@@ -14,7 +14,7 @@ safetensors_state_dict: Final = safetensors_adapter(
         "self_attn.k_norm": "self_attn.k_norm",
     }
 )
-gguf_state_dict: Final = gguf_adapter(
+gguf_state_dict: Final = GGUFAdapter(
     {
         **GGUF_LAYER_NAMES,
         "attn_q_norm": "self_attn.q_norm",

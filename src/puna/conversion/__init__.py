@@ -1,0 +1,22 @@
+"""Checkpoints as GGUF files: names, shapes and orders of rows, metadata, tokenizer, and the writer.
+
+`open_checkpoint` makes of a model in Hugging Face layout, or of a GGUF file, what a GGUF file is made of; `write_gguf`
+writes it. Tensors pass one by one.
+"""
+
+from puna.conversion.checkpoint import Checkpoint, open_checkpoint
+from puna.conversion.encode import file_type, float_tensors
+from puna.conversion.gguf_file import EncodedTensor, MetadataValue, Progress, write_gguf
+from puna.conversion.tensors import TensorSource
+
+__all__ = [
+    "Checkpoint",
+    "EncodedTensor",
+    "MetadataValue",
+    "Progress",
+    "TensorSource",
+    "file_type",
+    "float_tensors",
+    "open_checkpoint",
+    "write_gguf",
+]
