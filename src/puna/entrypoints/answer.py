@@ -27,6 +27,7 @@ class _Choice:
         self.error: PunaError | None = None
         self.num_cached_tokens = 0
         self.records: list[LogProbabilities] = []
+        self._entries: list[PositionLogprobs] = []  # of the records, as far as they were looked at
         self._text: list[str] = []
         self._detokenizer = None
         if tokenizer is not None and params.detokenize:
@@ -68,11 +69,13 @@ class _Choice:
         """The continuation as far as it got; `reports`: with log-probabilities."""
         if len(self._text) > 1:
             self._text = ["".join(self._text)]
+        if reports:
+            self._entries += [_entries(record, tokenizer) for record in self.records[len(self._entries) :]]
         return CompletionOutput(
             index=self.index,
             text="".join(self._text),
             token_ids=tuple(self.tokens),
-            logprobs=[_entries(record, tokenizer) for record in self.records] if reports else None,
+            logprobs=list(self._entries) if reports else None,
             cumulative_logprob=self.cumulative_logprob if reports else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
@@ -114,6 +117,8 @@ class Answer:
         params = context.sampling_params
         self._choices = [_Choice(params, index, tokenizer, before) for index in range(context.num_choices)]
         self._prompt = prompt
+        self._prompt_token_ids = tuple(context.tokens.all[: context.admission_length].tolist())
+        self._read_prompt: list[PositionLogprobs | None] | None = None
         self._num_truncated = num_truncated_tokens
         self._num_returned = num_returned
         self._reports = reports_logprobs
@@ -151,7 +156,7 @@ class Answer:
         return RequestOutput(
             request_id=context.request_id,
             prompt=self._prompt,
-            prompt_token_ids=tuple(context.tokens.all[: context.admission_length].tolist()),
+            prompt_token_ids=self._prompt_token_ids,
             prompt_logprobs=self._prompt_logprobs(),
             outputs=self._outputs(),
             finished=self.is_finished,
@@ -175,7 +180,12 @@ class Answer:
         reader = self.context.reader
         if not isinstance(reader, LogprobReader):
             return None
-        return [None, *(_entries(record, self._tokenizer) for record in reader.records)]
+        if self._read_prompt is not None:
+            return self._read_prompt
+        entries = [None, *(_entries(record, self._tokenizer) for record in reader.records)]
+        if self._first is not None:  # nothing more comes
+            self._read_prompt = entries
+        return entries
 
 
 def _entries(record: LogProbabilities, tokenizer: Tokenizer | None) -> PositionLogprobs:

@@ -11,11 +11,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
+from puna.entrypoints.answer import Answer
 from puna.entrypoints.loading import EngineOptions, load_model
 from puna.entrypoints.outputs import RequestOutput
 from puna.entrypoints.preparation import Message, Preparation, Prompt, as_requests
+from puna.errors import EngineStoppedError
 from puna.models import DEFAULT_MODEL
-from puna.pipelines.async_engine import AsyncEngine, EngineStatistics
+from puna.pipelines.async_engine import AsyncEngine, EngineStatistics, TokenStream
+from puna.pipelines.batch import FinishReason
+from puna.pipelines.context import TextContext
+from puna.pipelines.prompt_reading import LogprobReader, Pooling, PoolingReader
 from puna.pipelines.request import GenerateRequest, RequestID, new_request_id
 from puna.pipelines.sampling_params import SamplingParams
 from puna.tokenization import Tokenizer
@@ -64,6 +72,11 @@ class AsyncLLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be given and got; else there are only token ids."""
+        return self._preparation.has_tokenizer
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -127,8 +140,28 @@ class AsyncLLM:
 
     async def answer(self, request: GenerateRequest) -> AsyncGenerator[RequestOutput]:
         """Answers a request; what `generate` and `chat` do. Results and errors are theirs."""
-        answer = self._preparation.answer(request)
-        stream = self._engine.submit(answer.context)
+        async with contextlib.aclosing(self.begin(await self.prepare(request))) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def prepare(self, request: GenerateRequest) -> Answer:
+        """Renders and tokenizes a request in a thread, so that the event loop goes on. `begin` takes the result.
+
+        Raises:
+            As `generate` and `chat`, but for what depends on what else is under way.
+        """
+        return await asyncio.to_thread(self._preparation.answer, request)
+
+    def begin(self, answer: Answer) -> AsyncGenerator[RequestOutput]:
+        """Gives a prepared request to the engine now; what is returned yields its outputs, as `generate` does.
+
+        Raises:
+            QueueFullError: too many wait.
+            EngineStoppedError: it was closed.
+        """
+        return self._outputs(answer, self._engine.submit(answer.context))
+
+    async def _outputs(self, answer: Answer, stream: TokenStream) -> AsyncGenerator[RequestOutput]:
         try:
             async for delta in stream:
                 if answer.take(delta):  # a stop string ended it, which the engine cannot know
@@ -138,6 +171,69 @@ class AsyncLLM:
                     return
         finally:
             stream.close()
+
+    async def encode_prompt(self, request: GenerateRequest) -> tuple[str | None, list[int]]:
+        """The text of a request's prompt, where it has one, and its tokens; made in a thread.
+
+        Raises:
+            UnsupportedModelError: the model lacks the chat template or the tokenizer that it takes.
+            InvalidRequestError: the prompt is empty, or the template refuses it.
+        """
+        return await asyncio.to_thread(self._preparation.encode, request)
+
+    async def embed(
+        self, prompts: Sequence[Sequence[int]], *, pooling: Pooling = "mean", normalize: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """One vector per prompt, float32 `[n, H]`.
+
+        Args:
+            prompts: Prompts as token ids, at least one.
+            pooling: `mean` over its tokens, its `last` token, or `cls`: its first.
+            normalize: Scale each vector to length 1.
+
+        Raises:
+            InvalidRequestError: a prompt does not fit.
+            QueueFullError: too many wait.
+            EngineStoppedError: it was closed.
+        """
+        layer = int(self._loaded.model.config.num_hidden_layers)
+        readers = [PoolingReader(pooling, layer) for _ in prompts]
+        await self._read([self._preparation.reading(ids, reader) for ids, reader in zip(prompts, readers, strict=True)])
+        return np.stack([reader.vector(normalize) for reader in readers])
+
+    async def score(self, prompt: Sequence[int], endings: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of each token of continuations of a prompt.
+
+        Args:
+            prompt: Token ids, at least one.
+            endings: Continuations as token ids, none of them empty.
+
+        Raises:
+            As `embed`.
+        """
+        texts = [np.array([*prompt, *ending], dtype=np.int64) for ending in endings]
+        readers = [LogprobReader(text, first_token=len(prompt)) for text in texts]
+        contexts = [
+            self._preparation.reading(text.tolist(), reader) for text, reader in zip(texts, readers, strict=True)
+        ]
+        await self._read(contexts)
+        return [[record.token_log_probabilities[0] for record in reader.records] for reader in readers]
+
+    async def _read(self, contexts: Sequence[TextContext]) -> None:
+        """Runs contexts whose readers are what is wanted of them."""
+        streams: list[TokenStream] = []
+        try:
+            for context in contexts:
+                streams.append(self._engine.submit(context))
+            for stream in streams:
+                async for delta in stream:
+                    if delta.error is not None:
+                        raise delta.error
+                    if delta.finish_reason is FinishReason.ABORT:
+                        raise EngineStoppedError("was shut down")
+        finally:
+            for stream in streams:
+                stream.close()
 
     def abort(self, request_id: str) -> None:
         """Ends a request before the next step; its last output has the reason `abort`. One that has ended is left."""

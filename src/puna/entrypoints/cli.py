@@ -21,6 +21,7 @@ from puna.errors import PunaError
 _COMMANDS: Final = {
     "generate": ("puna.entrypoints.commands.generate", "generate", "Write text that continues or answers a prompt."),
     "chat": ("puna.entrypoints.commands.chat", "chat", "Talk with a model in the terminal."),
+    "serve": ("puna.entrypoints.commands.serve", "serve", "Serve a model over HTTP, as OpenAI's interface and others."),
     "batch": ("puna.entrypoints.commands.batch", "batch", "Answer a file of requests into a file of results."),
     "score": ("puna.entrypoints.commands.score", "score", "Tell how likely continuations of a prompt are."),
     "embed": ("puna.entrypoints.commands.embed", "embed", "Turn texts into vectors."),

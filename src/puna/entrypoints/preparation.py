@@ -89,6 +89,15 @@ def _prompt_form(prompt: Prompt) -> dict[str, Any]:
     return {"token_ids": [int(token) for token in prompt]}
 
 
+def _up_to_message(text: str, content: object) -> str:
+    """A rendered conversation as far as the end of its last message."""
+    said = content.strip() if isinstance(content, str) else ""  # templates strip messages
+    begin = text.rfind(said) if said else -1
+    if begin < 0:
+        raise InvalidRequestError("the last message has no text that can be continued", param="continue_final_message")
+    return text[: begin + len(said)]
+
+
 def _is_ids(prompt: object) -> bool:
     if isinstance(prompt, np.ndarray):
         return prompt.ndim == 1 and np.issubdtype(prompt.dtype, np.integer)
@@ -127,8 +136,15 @@ class Preparation:
             return self._loaded.tokenizer
         raise self._loaded.tokenizer
 
-    def render(self, messages: Sequence[Message], **options: Any) -> Rendered:
-        """A conversation through the chat template; the options are those of `ChatTemplate.render`.
+    def render(
+        self, messages: Sequence[Message], *, continue_final_message: bool = False, **options: Any
+    ) -> Rendered:
+        """A conversation through the chat template; further options are those of `ChatTemplate.render`.
+
+        Args:
+            messages: The conversation.
+            continue_final_message: The text ends where the last message does, so that the model goes on with it.
+            options: See above.
 
         Raises:
             UnsupportedModelError: the model has no chat template.
@@ -140,6 +156,8 @@ class Preparation:
                 "chat template", None, file=self._loaded.name, supported="a plain prompt, or a template of your own"
             )
         text = template.render(messages, **options)
+        if continue_final_message:
+            text = _up_to_message(text, messages[-1].get("content"))
         return Rendered(text, tuple(self.tokenizer.encode(text, add_special_tokens=False)))
 
     def encode(self, request: GenerateRequest) -> tuple[str | None, list[int]]:
@@ -151,6 +169,11 @@ class Preparation:
         """
         if request.token_ids is not None:
             text, ids = None, [int(token) for token in request.token_ids]
+            largest = max(ids, default=0)
+            if largest >= self.vocab_size:  # here: it may be larger than an array can hold
+                raise InvalidRequestError(
+                    f"token {largest} is outside the vocabulary of {self.vocab_size}", param="prompt"
+                )
         elif request.messages is not None:
             rendered = self.render(request.messages, **request.chat_template_kwargs)
             text, ids = rendered.text, list(rendered.token_ids)

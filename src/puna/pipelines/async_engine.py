@@ -29,7 +29,7 @@ __all__ = ["AsyncEngine", "EngineStatistics", "TokenStream"]
 _WINDOW_S: Final = 10.0
 _log = logging.getLogger(__name__)
 
-State: TypeAlias = Literal["runs", "drains", "was shut down"]
+State: TypeAlias = Literal["runs", "drains", "was shut down", "died"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,12 +199,14 @@ class AsyncEngine:
         with self._lock:
             if self._state == "runs":
                 self._state = "drains"
-            return self._is_idle.wait_for(lambda: not self._has_work, timeout_s)
+            self._is_idle.wait_for(lambda: not self._has_work or self._state == "died", timeout_s)
+            return not self._has_work
 
     def shutdown(self) -> None:
         """Ends all requests, and the thread. Their streams end with the reason `abort`."""
         with self._lock:
-            self._state = "was shut down"
+            if self._state != "died":
+                self._state = "was shut down"
         self._inbox.put(_Stop())
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -218,7 +220,25 @@ class AsyncEngine:
         return self._num_unprocessed > 0 or self._counts.num_waiting + self._counts.num_running > 0
 
     def _run(self) -> None:
-        """The thread: what it is told, a step, what came of it."""
+        """The thread. If it ends by a mistake of its own, nobody waits for ever: all streams end with an error."""
+        try:
+            self._loop()
+        except BaseException as error:
+            _log.critical("the engine's thread died", exc_info=error)
+            with self._lock:
+                self._state = "died"
+                references, self._streams = list(self._streams.values()), {}
+                self._is_idle.notify_all()
+            failure = EngineStoppedError("died")
+            waiters: list[tuple[TokenStream, Waiter]] = []
+            for stream in (reference() for reference in references):
+                if stream is not None:
+                    ends = _ends(stream.request_id, stream.open_choices, FinishReason.ERROR, failure)
+                    waiters += [(stream, waiter) for delta in ends if (waiter := stream.push(delta)) is not None]
+            wake_all(waiters)
+
+    def _loop(self) -> None:
+        """What it is told, a step, what came of it."""
         while self._obey():
             try:
                 deltas = self._pipeline.step()

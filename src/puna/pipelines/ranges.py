@@ -32,7 +32,8 @@ def require_number(name: str, value: object, low: float, high: float, is_open: b
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise InvalidRequestError(f"must be a number, got {value!r}", param=name)
-    if not (math.isfinite(value) and low <= value <= high) or (is_open and value == low):
+    # Compared, not `isfinite`: there are integers that no float holds.
+    if not (-math.inf < value < math.inf and low <= value <= high) or (is_open and value == low):
         raise InvalidRequestError(f"must be {_range(low, high, is_open)}, got {value}", param=name)
 
 

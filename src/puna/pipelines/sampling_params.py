@@ -23,6 +23,7 @@ from puna.pipelines.ranges import require_integer, require_number
 __all__ = [
     "MAX_CHOICES",
     "MAX_LOGPROBS",
+    "MAX_STOPS",
     "LogitsProcessor",
     "LogprobsMode",
     "RepetitionDetection",
@@ -41,8 +42,10 @@ MAX_LOGPROBS: Final = 20
 MAX_CHOICES: Final = 128
 """How many continuations of one prompt can be asked for; also the widest beam."""
 
+MAX_STOPS: Final = 16
+"""How many stop strings a request may have."""
+
 _MAX_SEED: Final = (1 << 64) - 1
-_MAX_STOPS: Final = 16
 _MAX_IDS: Final = 1024  # of logprob_token_ids
 _MAX_BIAS: Final = 100
 
@@ -257,7 +260,7 @@ class SamplingParams:
         stated = (request or SamplingParamsInput()).stated()
         below = (defaults or SamplingParamsInput()).stated()
         values = below | stated
-        if stated.get("temperature", 0) > 0 and "top_k" not in stated and below.get("temperature") == 0:
+        if stated.get("temperature", 0) != 0 and "top_k" not in stated and below.get("temperature") == 0:
             values.pop("top_k", None)
         return cls(**values)
 
@@ -282,8 +285,8 @@ class SamplingParams:
         texts = (texts,) if isinstance(texts, str) else tuple(texts)
         if not all(isinstance(text, str) and text for text in texts):
             raise InvalidRequestError("must be strings that are not empty", param=name)
-        if name == "stop" and len(texts) > _MAX_STOPS:
-            raise InvalidRequestError(f"at most {_MAX_STOPS} strings, got {len(texts)}", param=name)
+        if name == "stop" and len(texts) > MAX_STOPS:
+            raise InvalidRequestError(f"at most {MAX_STOPS} strings, got {len(texts)}", param=name)
         object.__setattr__(self, name, texts)
 
     def _set_bias(self) -> None:

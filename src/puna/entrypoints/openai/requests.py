@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Final, get_args
 
 from puna.errors import InvalidRequestError, ModelNotFoundError
 from puna.pipelines.prompt_reading import Pooling
+from puna.pipelines.ranges import require_integer
 from puna.pipelines.request import GenerateRequest
-from puna.pipelines.sampling_params import MAX_LOGPROBS, SamplingParams, SamplingParamsInput
+from puna.pipelines.sampling_params import MAX_LOGPROBS, RepetitionDetection, SamplingParams, SamplingParamsInput
 
 __all__ = ["BodyDefaults", "Call", "Endpoint", "read_body"]
 
@@ -31,11 +32,22 @@ _SAMPLING: Final = frozenset({
     *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_window", "dry_sequence_breakers"),
     *("allowed_token_ids", "banned_token_ids", "bad_words", "ignore_eos", "stop_token_ids"),
     *("include_stop_str_in_output", "truncate_prompt_tokens", "skip_special_tokens", "deadline_s"),
+    *("logprob_token_ids", "logprobs_mode"),
 })
-_GENERATING: Final = _SAMPLING | {"model", "max_tokens", "logit_bias", "logprobs"}
+_GENERATING: Final = _SAMPLING | {
+    *("model", "max_tokens", "logit_bias", "logprobs", "prompt_logprobs", "repetition_detection"),
+    *("stream", "stream_options", "cache_salt", "priority", "return_token_ids"),
+}
+# Names that other servers have for the same fields.
+_OTHER_NAMES: Final = {
+    "n_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
+}
 _FIELDS: Final = {
     Endpoint.CHAT: _GENERATING
-    | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs", "add_generation_prompt"},
+    | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs", "add_generation_prompt"}
+    | {"continue_final_message", "documents"},
     Endpoint.COMPLETIONS: _GENERATING | {"prompt", "best_of", "echo"},
     Endpoint.EMBEDDINGS: frozenset({"model", "input", "encoding_format", "dimensions", "pooling", "normalize"}),
 }
@@ -43,7 +55,6 @@ _FIELDS: Final = {
 _LABELS: Final = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
 # Fields of which only the value that asks for nothing is served.
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "stream": (False,),
     "store": (False,),
     "service_tier": ("auto", "default"),
     "response_format": ({"type": "text"},),
@@ -51,9 +62,18 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "tools": ([],),
     "tool_choice": ("none",),
     "suffix": ("",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "use_beam_search": (False,),
+    "prompt_embeds": (),
+    "mm_processor_kwargs": (),
 }
 _DEFAULT_COMPLETION_TOKENS: Final = 16  # the interface's own default
 _MAX_INPUTS: Final = 2048
+_MAX_PRIORITY: Final = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +89,10 @@ class Call:
         normalize: Vectors are scaled to length 1.
         is_base64: Vectors are written in base64, as little-endian float32.
         dimensions: How long the caller expects vectors to be, or None.
+        stream: The answer is wanted as it is made.
+        include_usage: A stream ends with the numbers of tokens.
+        returns_token_ids: Token ids are part of the answer.
+        ignored: Names of fields that are not known.
     """
 
     endpoint: Endpoint
@@ -79,19 +103,29 @@ class Call:
     normalize: bool = True
     is_base64: bool = False
     dimensions: int | None = None
+    stream: bool = False
+    include_usage: bool = False
+    returns_token_ids: bool = False
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class BodyDefaults:
-    """What counts where a body states nothing.
+    """What counts where a body states nothing, and how it is read.
 
     Attributes:
         sampling: Sampling values.
         seed: Start of the random numbers; None: drawn.
+        may_stream: Answers can be sent as they are made.
+        is_strict: Fields that are not known are refused; else they are `Call.ignored`.
+        template_variables: Names that `chat_template_kwargs` may have; None: any.
     """
 
     sampling: SamplingParamsInput = field(default_factory=SamplingParamsInput)
     seed: int | None = None
+    may_stream: bool = False
+    is_strict: bool = True
+    template_variables: frozenset[str] | None = None
 
 
 def read_body(
@@ -113,21 +147,67 @@ def read_body(
     for name, values in _NEUTRAL.items():
         if name in stated and stated.pop(name) not in values:
             raise InvalidRequestError("is not supported", param=name)
-    if unknown := sorted(stated.keys() - _FIELDS[endpoint]):
+    for other, name in _OTHER_NAMES.items():
+        if other in stated and endpoint is not Endpoint.EMBEDDINGS:
+            stated.setdefault(name, stated.pop(other))
+    unknown = sorted(stated.keys() - _FIELDS[endpoint])
+    if unknown and defaults.is_strict:
         raise InvalidRequestError(f"there is no such field in a body for {endpoint}", param=unknown[0])
+    for name in unknown:
+        del stated[name]
     model = stated.pop("model", None)
     if model is not None and model not in model_names:
         raise ModelNotFoundError(str(model), "it is not loaded", choices=sorted(model_names))
-    if endpoint is Endpoint.CHAT:
-        return _chat(stated, defaults)
-    return _completion(stated, defaults) if endpoint is Endpoint.COMPLETIONS else _embedding(stated)
+    if endpoint is Endpoint.EMBEDDINGS:
+        return replace(_embedding(stated), ignored=tuple(unknown))
+    stream, include_usage = _stream(stated, defaults)
+    returns_token_ids = _switch(stated, "return_token_ids", False)
+    call = _chat(stated, defaults) if endpoint is Endpoint.CHAT else _completion(stated, defaults)
+    params = call.requests[0].sampling_params
+    if stream and params.num_choices > params.n:
+        raise InvalidRequestError("the best ones are known at the end only; not with stream", param="best_of")
+    return replace(
+        call,
+        stream=stream,
+        include_usage=include_usage,
+        returns_token_ids=returns_token_ids,
+        ignored=tuple(unknown),
+    )
+
+
+def _stream(stated: dict[str, Any], defaults: BodyDefaults) -> tuple[bool, bool]:
+    """Whether an answer is streamed, and whether its numbers of tokens are wanted."""
+    stream = _switch(stated, "stream", False)
+    if stream and not defaults.may_stream:
+        raise InvalidRequestError("is not supported", param="stream")
+    options = stated.pop("stream_options", None)
+    if options is None:
+        return stream, False
+    if not isinstance(options, dict):
+        raise InvalidRequestError(f"must be an object, got {_brief(options)}", param="stream_options")
+    if not stream:
+        raise InvalidRequestError("needs stream: true", param="stream_options")
+    options = {name: value for name, value in options.items() if value is not None}
+    include_usage = _switch(options, "include_usage", False)
+    _switch(options, "include_obfuscation", False)  # pads chunks against listeners; TLS is for that
+    if options:
+        raise InvalidRequestError(f"{min(options)!r} is not known there", param="stream_options")
+    return stream, include_usage
 
 
 def _chat(stated: dict[str, Any], defaults: BodyDefaults) -> Call:
     messages = [_message(message) for message in _list_of(dict, stated.pop("messages", None), "messages")]
-    options = {"add_generation_prompt": _switch(stated, "add_generation_prompt", True)}
-    if variables := stated.pop("chat_template_kwargs", None):
-        options["variables"] = variables
+    options: dict[str, Any] = {}
+    if _switch(stated, "continue_final_message", False):
+        options["continue_final_message"] = True
+    is_new_turn = not options
+    options["add_generation_prompt"] = _switch(stated, "add_generation_prompt", is_new_turn)
+    if options["add_generation_prompt"] and not is_new_turn:
+        raise InvalidRequestError("cannot be combined with add_generation_prompt", param="continue_final_message")
+    if (variables := stated.pop("chat_template_kwargs", None)) is not None:
+        options["variables"] = _variables(variables, defaults.template_variables)
+    if (documents := stated.pop("documents", None)) is not None:
+        options["documents"] = _list_of(dict, documents, "documents")
     newer = stated.pop("max_completion_tokens", None)
     if newer is not None and stated.setdefault("max_tokens", newer) != newer:
         raise InvalidRequestError(
@@ -139,8 +219,10 @@ def _chat(stated: dict[str, Any], defaults: BodyDefaults) -> Call:
     if top is not None and not wants_logprobs:
         raise InvalidRequestError("needs logprobs: true", param="top_logprobs")
     reported = _top_logprobs(top or 0, "top_logprobs") if wants_logprobs else None
-    params = _params(stated, defaults, logprobs=reported)
-    request = GenerateRequest(messages=messages, sampling_params=params, chat_template_kwargs=options)
+    params = _params(stated, defaults, logprobs=reported, prompt_logprobs=stated.pop("prompt_logprobs", None))
+    request = GenerateRequest(
+        messages=messages, sampling_params=params, chat_template_kwargs=options, **_scheduling(stated)
+    )
     return Call(endpoint=Endpoint.CHAT, requests=(request,), top_logprobs=reported)
 
 
@@ -156,9 +238,10 @@ def _completion(stated: dict[str, Any], defaults: BodyDefaults) -> Call:
         BodyDefaults(sampling=defaults.sampling.over(limit), seed=defaults.seed),
         best_of=stated.pop("best_of", None),
         logprobs=reported,
-        prompt_logprobs=reported if echo else None,
+        prompt_logprobs=stated.pop("prompt_logprobs", reported if echo else None),
     )
-    requests = tuple(GenerateRequest(**prompt, sampling_params=params) for prompt in prompts)
+    scheduling = _scheduling(stated)
+    requests = tuple(GenerateRequest(**prompt, sampling_params=params, **scheduling) for prompt in prompts)
     return Call(endpoint=Endpoint.COMPLETIONS, requests=requests, echo=echo, top_logprobs=reported)
 
 
@@ -182,10 +265,35 @@ def _embedding(stated: dict[str, Any]) -> Call:
     )
 
 
+def _scheduling(stated: dict[str, Any]) -> dict[str, Any]:
+    """What the scheduler and the cache are told about a request."""
+    salt, priority = stated.pop("cache_salt", None), stated.pop("priority", 0)
+    if salt is not None and (not isinstance(salt, str) or not salt):
+        raise InvalidRequestError(f"must be text that is not empty, got {_brief(salt)}", param="cache_salt")
+    require_integer("priority", priority, -_MAX_PRIORITY, _MAX_PRIORITY)
+    return {"cache_salt": salt, "priority": priority}
+
+
+def _variables(variables: Any, known: frozenset[str] | None) -> dict[str, Any]:
+    if not isinstance(variables, dict):
+        raise InvalidRequestError(f"must be an object, got {_brief(variables)}", param="chat_template_kwargs")
+    if known is not None and (other := sorted(variables.keys() - known)):
+        raise InvalidRequestError(
+            f"{other[0]!r} may not be set here; there is: {', '.join(sorted(known)) or 'nothing'}",
+            param="chat_template_kwargs",
+        )
+    return variables
+
+
 def _params(stated: dict[str, Any], defaults: BodyDefaults, **more: Any) -> SamplingParams:
     bias = stated.pop("logit_bias", None)
     if bias is not None:
         more["logit_bias"] = _bias(bias)
+    if (detection := stated.pop("repetition_detection", None)) is not None:
+        more["repetition_detection"] = _repetition_detection(detection)
+    for name in ("stop", "bad_words", "dry_sequence_breakers"):
+        if name in stated and not isinstance(stated[name], str | list):
+            raise InvalidRequestError(f"must be texts, got {_brief(stated[name])}", param=name)
     values = {name: value for name, value in stated.items() if name in _SAMPLING or name == "max_tokens"}
     values.setdefault("seed", defaults.seed)
     return SamplingParams.from_input(SamplingParamsInput(**values, **more), defaults.sampling)
@@ -198,6 +306,13 @@ def _bias(bias: Any) -> dict[int, Any]:
         return {int(token): value for token, value in bias.items()}  # keys of JSON are text
     except ValueError as error:
         raise InvalidRequestError("its names must be token ids", param="logit_bias") from error
+
+
+def _repetition_detection(value: Any) -> RepetitionDetection:
+    names = {item.name for item in fields(RepetitionDetection)}
+    if not isinstance(value, dict) or value.keys() - names:
+        raise InvalidRequestError(f"must be an object with {', '.join(sorted(names))}", param="repetition_detection")
+    return RepetitionDetection(**value)
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:

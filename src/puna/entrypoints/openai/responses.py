@@ -19,9 +19,22 @@ from puna.errors import (
     QueueFullError,
     UnsupportedModelError,
 )
+from puna.pipelines.batch import FinishReason
 from puna.tokenization import Tokenizer
 
-__all__ = ["embedding_body", "error_body", "error_status", "generated_body"]
+__all__ = [
+    "chat_logprobs",
+    "completion_logprobs",
+    "decoded",
+    "embedding_body",
+    "error_body",
+    "error_status",
+    "finish_reason",
+    "generated_body",
+    "prompt_logprobs",
+    "prompt_text",
+    "usage",
+]
 
 _CODES: Final[tuple[tuple[type[PunaError], str], ...]] = (  # the first one that fits
     (PromptTooLongError, "context_length_exceeded"),
@@ -62,16 +75,50 @@ def generated_body(
     is_chat = call.endpoint is Endpoint.CHAT
     choices = [(output, choice) for output in outputs for choice in output.outputs]
     make = _chat_choice if is_chat else _completion_choice
-    return {
+    body: dict[str, Any] = {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{outputs[0].request_id}",
         "object": "chat.completion" if is_chat else "text_completion",
         "created": created,
         "model": model,
         "choices": [
-            {"index": index, **make(call, output, choice, tokenizer)} for index, (output, choice) in enumerate(choices)
+            {"index": index, **make(call, output, choice, tokenizer), **_extras(call, output, choice)}
+            for index, (output, choice) in enumerate(choices)
         ],
-        "usage": _usage(outputs),
+        "usage": usage(outputs),
     }
+    if is_chat and outputs[0].prompt_logprobs is not None:
+        body["prompt_logprobs"] = prompt_logprobs(outputs[0])
+    return body
+
+
+def _extras(call: Call, output: RequestOutput, choice: CompletionOutput) -> dict[str, Any]:
+    """Fields of a choice that OpenAI does not have; most are vLLM's."""
+    more: dict[str, Any] = {"stop_reason": choice.stop_reason, "seed": output.seed}
+    if call.endpoint is Endpoint.COMPLETIONS and output.prompt_logprobs is not None and not call.echo:
+        more["prompt_logprobs"] = prompt_logprobs(output)
+    if call.returns_token_ids:
+        more |= {"token_ids": list(choice.token_ids), "prompt_token_ids": list(output.prompt_token_ids)}
+    return more
+
+
+def finish_reason(choice: CompletionOutput) -> str | None:
+    """Why a choice ended, in OpenAI's words: a deadline is a limit like others."""
+    if choice.finish_reason is FinishReason.ABORT and choice.stop_reason == "deadline":
+        return "length"
+    return choice.finish_reason
+
+
+def prompt_logprobs(output: RequestOutput) -> list[dict[str, Any] | None]:
+    """The log-probabilities of a prompt, as vLLM writes them: token id -> logprob, rank, decoded_token."""
+    return [
+        None
+        if position is None
+        else {
+            str(token): {"logprob": value.logprob, "rank": value.rank, "decoded_token": value.decoded_token}
+            for token, value in position.items()
+        }
+        for position in output.prompt_logprobs or []
+    ]
 
 
 def embedding_body(
@@ -108,7 +155,8 @@ def embedding_body(
     }
 
 
-def _usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+def usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+    """The numbers of tokens of some answers."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     completion = sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
     details = {"cached_tokens": sum(output.num_cached_tokens for output in outputs)}
@@ -127,16 +175,20 @@ def _chat_choice(
 ) -> dict[str, Any]:
     logprobs = None
     if choice.logprobs is not None:
-        tokens = zip(choice.token_ids, choice.logprobs, strict=True)
-        logprobs = {
-            "content": [_chat_position(token, position, call, tokenizer) for token, position in tokens],
-            "refusal": None,
-        }
+        logprobs = chat_logprobs(call, choice.token_ids, choice.logprobs, tokenizer)
     return {
         "message": {"role": "assistant", "content": choice.text, "refusal": None},
         "logprobs": logprobs,
-        "finish_reason": choice.finish_reason,
+        "finish_reason": finish_reason(choice),
     }
+
+
+def chat_logprobs(
+    call: Call, tokens: Sequence[int], positions: Sequence[PositionLogprobs], tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """The `logprobs` of a chat choice: of some tokens, with what is known of their places."""
+    pairs = zip(tokens, positions, strict=True)
+    return {"content": [_chat_position(token, position, call, tokenizer) for token, position in pairs], "refusal": None}
 
 
 def _chat_position(
@@ -162,30 +214,35 @@ def _likeliest(position: PositionLogprobs, count: int | None) -> list[tuple[int,
 def _completion_choice(
     call: Call, output: RequestOutput, choice: CompletionOutput, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
-    prompt = ""
-    if call.echo:
-        prompt = output.prompt if output.prompt is not None else _decoded(output.prompt_token_ids, tokenizer)
+    prompt = prompt_text(output, tokenizer) if call.echo else ""
     logprobs = None
     if choice.logprobs is not None:
         tokens, positions = list(choice.token_ids), [*choice.logprobs]
         if call.echo and output.prompt_logprobs is not None:
             tokens = [*output.prompt_token_ids, *tokens]
-            logprobs = _completion_logprobs(tokens, [*output.prompt_logprobs, *positions], call, tokenizer)
+            logprobs = completion_logprobs(tokens, [*output.prompt_logprobs, *positions], call, tokenizer)
         else:
-            logprobs = _completion_logprobs(tokens, [*positions], call, tokenizer)
-    return {"text": prompt + choice.text, "logprobs": logprobs, "finish_reason": choice.finish_reason}
+            logprobs = completion_logprobs(tokens, [*positions], call, tokenizer)
+    return {"text": prompt + choice.text, "logprobs": logprobs, "finish_reason": finish_reason(choice)}
 
 
-def _completion_logprobs(
+def prompt_text(output: RequestOutput, tokenizer: Tokenizer | None) -> str:
+    """The text of a prompt, also of one that was given as tokens."""
+    return output.prompt if output.prompt is not None else decoded(output.prompt_token_ids, tokenizer)
+
+
+def completion_logprobs(
     tokens: Sequence[int],
     positions: Sequence[PositionLogprobs | None],
     call: Call,
     tokenizer: Tokenizer | None,
+    begin: int = 0,
 ) -> dict[str, Any]:
-    offsets, end = [], 0
+    """The `logprobs` of a completion's choice: of some tokens, the first of which begins at a character of its text."""
+    offsets, end = [], begin
     for token in tokens:
         offsets.append(end)
-        end += len(_decoded([token], tokenizer))
+        end += len(decoded([token], tokenizer))
     return {
         "tokens": [_piece(token, tokenizer) for token in tokens],
         "token_logprobs": [
@@ -215,5 +272,6 @@ def _piece(token: int, tokenizer: Tokenizer | None) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def _decoded(tokens: Sequence[int], tokenizer: Tokenizer | None) -> str:
+def decoded(tokens: Sequence[int], tokenizer: Tokenizer | None) -> str:
+    """The text of tokens, control tokens spelled out; empty without a tokenizer."""
     return "" if tokenizer is None else b"".join(map(tokenizer.token_bytes, tokens)).decode("utf-8", "replace")

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's interface and others over `AsyncLLM`. See docs/server.md."""

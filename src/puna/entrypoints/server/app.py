@@ -1,0 +1,50 @@
+"""The ASGI application: all routes behind one gate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from puna.entrypoints.server.gate import Gate
+from puna.entrypoints.server.host import ModelHost
+from puna.entrypoints.server.operation import Operation
+from puna.entrypoints.server.routes import openai, operations
+from puna.entrypoints.server.settings import ServerSettings
+from puna.entrypoints.server.state import Server
+
+__all__ = ["all_operations", "create_app"]
+
+
+def all_operations() -> tuple[Operation, ...]:
+    """Every route of the server. A module of routes that is new is named here."""
+    return (*openai.OPERATIONS, *operations.OPERATIONS)
+
+
+def create_app(settings: ServerSettings, host: ModelHost) -> Starlette:
+    """The application; its lifespan loads the model and lets it end.
+
+    Args:
+        settings: How the server behaves.
+        host: The model.
+    """
+    server = Server.of(settings, host)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        host.start()
+        try:
+            yield
+        finally:
+            await host.close()
+
+    app = Starlette(
+        routes=[operation.route() for operation in all_operations()],
+        middleware=[Middleware(Gate, server=server)],
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.server = server
+    return app

@@ -1,0 +1,80 @@
+"""`Server`: what all routes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from starlette.requests import Request
+
+from puna.entrypoints.async_llm import AsyncLLM
+from puna.entrypoints.server.admission import Admission
+from puna.entrypoints.server.host import ModelHost
+from puna.entrypoints.server.keys import ApiKeys, Tenant
+from puna.entrypoints.server.metrics import Metrics
+from puna.entrypoints.server.settings import Limits, ServerSettings
+from puna.entrypoints.server.timeline import Timeline, Timelines
+
+__all__ = ["Server", "server_of", "tenant_of", "timeline_of"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """What all routes share.
+
+    Attributes:
+        settings: How it behaves.
+        host: The model.
+        keys: Who may use it.
+        admission: The line in front of the engine.
+        metrics: What is counted.
+        timelines: The latest requests.
+    """
+
+    settings: ServerSettings
+    host: ModelHost
+    keys: ApiKeys
+    admission: Admission
+    metrics: Metrics
+    timelines: Timelines
+
+    @classmethod
+    def of(cls, settings: ServerSettings, host: ModelHost) -> Server:
+        """A server around a model."""
+        keys, limits = ApiKeys(settings.api_keys), settings.limits
+        admission = Admission(keys.names, settings.max_in_engine, limits.max_queue_size, limits.queue_timeout_s)
+        metrics = Metrics(host, admission, settings.model_name, settings.has_vllm_metrics)
+        return cls(settings, host, keys, admission, metrics, Timelines(settings.num_timelines))
+
+    @property
+    def limits(self) -> Limits:
+        """What requests may take."""
+        return self.settings.limits
+
+    @property
+    def llm(self) -> AsyncLLM:
+        """The model.
+
+        Raises:
+            Refusal: it is not ready; 503.
+        """
+        return self.host.llm
+
+
+def server_of(request: Request) -> Server:
+    """The server that a request came to."""
+    return cast(Server, request.app.state.server)
+
+
+def _state(request: Request) -> dict[str, Any]:
+    return cast(dict[str, Any], request.scope["puna"])
+
+
+def tenant_of(request: Request) -> Tenant:
+    """Whose request it is."""
+    return cast(Tenant, _state(request)["tenant"])
+
+
+def timeline_of(request: Request) -> Timeline:
+    """Where it is noted what happens to a request."""
+    return cast(Timeline, _state(request)["timeline"])
