@@ -125,7 +125,7 @@ def test_filters_keep_what_a_plain_reference_keeps(
     logits = logits_of(seed, vocabulary, spread)
     item = row(params)
     second = float(uniforms([seed], [0], [item.position])[1][0])
-    tokens, (distribution,) = draw(logits, [item], [True])
+    tokens, (distribution,) = draw(logits, logits.max(axis=1), [item], [True])
     assert distribution is not None
     expected = kept_by_reference(logits[0], params, second)
     found = set(distribution.ids.tolist())
@@ -154,19 +154,19 @@ def test_a_row_cannot_tell_its_mates(values: list[dict[str, Any]], seed: int, vo
 def test_the_order_of_filters_shows() -> None:
     """Top-p is measured against what top-k and min-p left."""
     logits = np.log(np.array([[0.4, 0.3, 0.2, 0.1]], dtype=np.float32))
-    (_, (found,)) = draw(logits, [row(SamplingParams(top_k=2, top_p=0.56, seed=1))], [True])
+    (_, (found,)) = draw(logits, logits.max(axis=1), [row(SamplingParams(top_k=2, top_p=0.56, seed=1))], [True])
     assert found is not None and found.ids.tolist() == [0]  # 0.4 / 0.7 reaches 0.56, 0.4 does not
-    (_, (found,)) = draw(logits, [row(SamplingParams(top_p=0.56, seed=1))], [True])
+    (_, (found,)) = draw(logits, logits.max(axis=1), [row(SamplingParams(top_p=0.56, seed=1))], [True])
     assert found is not None and found.ids.tolist() == [0, 1]
 
 
 def test_xtc_leaves_the_least_likely_of_the_likely_ones() -> None:
     logits = np.log(np.array([[0.4, 0.3, 0.2, 0.1]], dtype=np.float32))
     params = SamplingParams(xtc_probability=1, xtc_threshold=0.15, seed=1)
-    (_, (found,)) = draw(logits, [row(params)], [True])
+    (_, (found,)) = draw(logits, logits.max(axis=1), [row(params)], [True])
     assert found is not None and found.ids.tolist() == [2, 3]
     params = SamplingParams(xtc_probability=1, xtc_threshold=0.35, seed=1)
-    (_, (found,)) = draw(logits, [row(params)], [True])
+    (_, (found,)) = draw(logits, logits.max(axis=1), [row(params)], [True])
     assert found is not None and found.ids.tolist() == [0, 1, 2, 3]  # a single likely token stays
 
 

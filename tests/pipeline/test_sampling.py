@@ -50,10 +50,7 @@ def random_logits(seed: int, rows: int, vocab: int = 64, ties: bool = True) -> n
     ],
 )
 def test_philox_known_answers(counter: list[int], key: list[int], expected: str) -> None:
-    words = philox_4x32(
-        tuple(np.array([word], dtype=np.uint64) for word in counter),  # type: ignore[arg-type]
-        tuple(np.array([word], dtype=np.uint64) for word in key),  # type: ignore[arg-type]
-    )
+    words = philox_4x32(np.array(counter, dtype=np.uint64)[:, None], np.array(key, dtype=np.uint64)[:, None])
     assert " ".join(f"{int(word[0]):08x}" for word in words) == expected
 
 

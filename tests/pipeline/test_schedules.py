@@ -179,7 +179,7 @@ class Schedules(RuleBasedStateMachine):
         self.asked[made.request_id] = Asked(tuple(prompt), 6, None, 1)
         self.num_forks += 1
 
-    @precondition(lambda self: self.has_faults and not self.rig.scheduler._suspects)
+    @precondition(lambda self: self.has_faults and not self.rig.scheduler._roster.suspects)
     @rule(times=st.integers(1, 1))
     def fail(self, times: int) -> None:
         """The next step fails, whoever takes part; each of its requests is then tried alone, and nobody is lost."""

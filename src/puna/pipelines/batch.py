@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
 
 from puna.errors import PunaError
 from puna.pipelines.context import LogProbabilities, TextContext
@@ -23,8 +26,7 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
+class ScheduledRow(NamedTuple):
     """One request's part in a step: its active tokens, all of them.
 
     Attributes:
@@ -39,8 +41,7 @@ class ScheduledRow:
     samples: tuple[TextContext, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationDelta:
+class GenerationDelta(NamedTuple):
     """What a step changed for one request.
 
     Attributes:
@@ -91,8 +92,12 @@ class ScheduledBatch:
     @property
     def readers(self) -> list[PromptReader]:
         """Who looks at rows of this step."""
-        contexts = [row.context for row in self.rows]
-        return [context.reader for context in contexts if context.reader is not None and context.needs_prompt_rows]
+        return [
+            row.context.reader
+            for replica in self.replicas
+            for row in replica
+            if row.context.reader is not None and row.context.needs_prompt_rows
+        ]
 
     @property
     def sampling_indices(self) -> list[int]:
@@ -101,11 +106,11 @@ class ScheduledBatch:
 
     def sampling_rows(self, earlier: Sequence[StepResult]) -> list[SamplingRow]:
         """What the sampler needs to know for each drawn token, after the turn's `earlier` passes."""
-        rows: list[SamplingRow] = []
-        for row in self.rows:
-            for context in row.samples:
-                rows.append(SamplingRow.of(context, [int(result.sampled.tokens[len(rows)]) for result in earlier]))
-        return rows
+        contexts = [context for row in self.rows for context in row.samples]
+        if not earlier:
+            return [SamplingRow.of(context) for context in contexts]
+        drawn = np.stack([result.sampled.tokens for result in earlier], axis=1)
+        return [SamplingRow.of(context, tokens) for context, tokens in zip(contexts, drawn, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ class EOSTracker:
             return False
         if int(generated[-1]) in self.eos_token_ids:
             return True
-        return any(
+        return bool(self.eos_sequences) and any(
             len(sequence) <= generated.shape[0] and tuple(generated[-len(sequence) :].tolist()) == sequence
             for sequence in self.eos_sequences
         )
@@ -293,7 +293,8 @@ class TextContext:
             raise RuntimeError(f"request {self.request_id}: the sampled token {token} is outside the vocabulary")
         if log_probabilities is not None:
             self._pending_log_probabilities.append(log_probabilities)
-        self.tokens.advance_with_token(int(token))
+        tokens = self.tokens
+        tokens.advance_with_token(token)
         detection = self.sampling_params.repetition_detection
         if self.eos_tracker.is_eos(self.output_tokens):
             self.status = GenerationStatus.END_OF_SEQUENCE
@@ -304,19 +305,26 @@ class TextContext:
         ):
             self.status = GenerationStatus.END_OF_SEQUENCE
             self.stop_reason = REPETITION
-        elif self.tokens.current_position >= self.max_length:
+        elif tokens.current_position >= self.max_length:
             self.status = GenerationStatus.MAXIMUM_LENGTH
 
     def to_generation_output(self) -> TextGenerationOutput:
         """What was generated since the last call; each token and each log-probability is given out once."""
-        pending, self._pending_log_probabilities = self._pending_log_probabilities, []
+        tokens, log_probabilities = self.take_output()
         return TextGenerationOutput(
             request_id=self.request_id,
-            tokens=self.tokens.consume_recently_generated_tokens().tolist(),
+            tokens=tokens,
             final_status=self.status,
-            log_probabilities=pending or None,
+            log_probabilities=log_probabilities or None,
             num_cached_tokens=self.cached_prefix_length,
         )
+
+    def take_output(self) -> tuple[list[int], list[LogProbabilities]]:
+        """The tokens and log-probabilities that were made since the last call; each is given out once."""
+        pending = self._pending_log_probabilities
+        if pending:
+            self._pending_log_probabilities = []
+        return self.tokens.consume_recently_generated_tokens().tolist(), pending
 
     def reset(self) -> None:
         """Make all tokens a new prompt: the cache lost them, so the model must read them again."""

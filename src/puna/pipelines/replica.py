@@ -123,9 +123,11 @@ class Replica:
         self.kv.fork(parent.sequence, child.sequence, num_computed)
         self._start(child, parent.key)
 
-    def has_outgrown(self, job: Job) -> bool:
-        """Whether the request outgrew the frequencies that its keys were made with."""
-        return self._rope is not None and self.key_of(job.context) != job.key
+    def outgrown(self) -> list[Job]:
+        """Running requests that outgrew the frequencies that their keys were made with, the last one first."""
+        if self._rope is None:
+            return []
+        return [job for job in reversed(self.running) if self.key_of(job.context) != job.key]
 
     def grow(self, job: Job, further: int = 0) -> None:
         """Gets the pages for all tokens of a running request, and for `further` ones.
@@ -146,7 +148,8 @@ class Replica:
     def commit(self, job: Job) -> None:
         """Makes the full pages of a request findable."""
         tokens = job.context.tokens
-        self.kv.commit(job.sequence, tokens.all, tokens.processed_length)
+        if self.kv.has_filled_page(job.sequence, tokens.processed_length):
+            self.kv.commit(job.sequence, tokens.all, tokens.processed_length)
 
     def row(self, job: Job, budget: int) -> ScheduledRow:
         """A request's part in a step: all its tokens that are not computed, or as many as there is room for."""

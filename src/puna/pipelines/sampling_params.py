@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from puna.errors import InvalidRequestError
+from puna.pipelines.filter_values import FilterValues
 from puna.pipelines.ranges import require_integer, require_number
 
 __all__ = [
@@ -223,6 +224,22 @@ class SamplingParams:
             or self.top_n_sigma > 0
             or self.xtc_probability > 0
             or self.mirostat
+        )
+
+    @cached_property
+    def filter_values(self) -> FilterValues:
+        """Temperature and filters as numbers. Mirostat stands alone, so other filters do nothing beside it."""
+        if self.mirostat:
+            return FilterValues(temperature=self.temperature, mirostat=1.0)
+        return FilterValues(
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.typical_p,
+            self.top_n_sigma,
+            self.xtc_probability,
+            self.xtc_threshold,
         )
 
     @cached_property

@@ -1,29 +1,17 @@
-"""The scheduler: which requests take part in the next step, and with how many tokens.
+"""The scheduler: owns requests from the moment they come until they end.
 
-There is no phase of prompts and no phase of generation. A request has tokens, and a count of those that are computed;
-a step lets the second catch up with the first, within a budget of tokens. A long prompt read in chunks, a cached
-prefix and the one token of a running generation are all this subtraction.
-
-Requests are served by priority, and first come, first served within one. When a running one needs a page and none is
-free, the least urgent and youngest gives its pages back and waits: its tokens become a new prompt, which later steps
-read again. Where there are several replicas, each has pages of its own and a request stays where it began.
+Requests are served by priority, and first come, first served within one. `Packer` decides on a step, `Roster` keeps the
+books; what a step computed is taken in here. Where there are several replicas, each has pages of its own and a request
+stays where it began.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from puna.driver import Buffer
-from puna.errors import (
-    InsufficientBlocksError,
-    InvalidRequestError,
-    PromptTooLongError,
-    PunaError,
-    QueueFullError,
-    StepFailedError,
-)
+from puna.errors import InvalidRequestError, PromptTooLongError, PunaError, QueueFullError, StepFailedError
 from puna.nn.kv_cache import KVCacheInputs
 from puna.pipelines.batch import (
     FinishReason,
@@ -33,15 +21,15 @@ from puna.pipelines.batch import (
     SchedulerCounts,
     StepResult,
 )
-from puna.pipelines.context import DEADLINE, GenerationStatus, TextContext
-from puna.pipelines.jobs import Job, JobBook, WaitingLine
-from puna.pipelines.kv_cache import BlockCounts, PagedKVCacheManager, PrefixMatch
+from puna.pipelines.context import GenerationStatus, TextContext
+from puna.pipelines.jobs import Job
+from puna.pipelines.kv_cache import PagedKVCacheManager
+from puna.pipelines.packing import Packer
 from puna.pipelines.replica import Replica, RopeLengths, SchedulerLimits
 from puna.pipelines.request import RequestID
+from puna.pipelines.roster import Roster
 
 __all__ = ["RopeLengths", "Scheduler", "SchedulerLimits"]
-
-_SLACK: Final = 2  # requests that a replica may run more than another for the sake of a cached prefix
 
 
 class Scheduler:
@@ -63,39 +51,22 @@ class Scheduler:
     ) -> None:
         self._limits = limits or SchedulerLimits()
         self._replicas = [Replica(number, kv, self._limits, rope) for number, kv in enumerate(kv_managers)]
-        self._clock = clock
-        self._waiting = WaitingLine()
-        self._jobs = JobBook()
-        self._suspects: list[Job] = []  # running ones
-        self._num_prompt_tokens = self._num_cached_tokens = self._num_generated_tokens = 0
-        self._num_preemptions = self._num_retries = 0
+        self._roster = Roster(self._replicas, clock)
+        self._packer = Packer(self._roster, self._limits)
 
     @property
     def has_work(self) -> bool:
         """Whether any request has not ended."""
-        return len(self._jobs) > 0
+        return len(self._roster.jobs) > 0
 
     @property
     def num_preemptions(self) -> int:
         """How often a request gave its pages back to let another one go on."""
-        return self._num_preemptions
+        return self._roster.num_preemptions
 
     def counts(self) -> SchedulerCounts:
         """What it did so far, and what is under way."""
-        pools = [replica.kv.counts() for replica in self._replicas]
-        return SchedulerCounts(
-            num_waiting=len(self._waiting),
-            num_running=len(self._jobs) - len(self._waiting),
-            blocks=BlockCounts(
-                *(sum(values) for values in zip(*((p.total, p.free, p.cached) for p in pools), strict=True))
-            ),
-            num_prompt_tokens=self._num_prompt_tokens,
-            num_cached_tokens=self._num_cached_tokens,
-            num_generated_tokens=self._num_generated_tokens,
-            num_preemptions=self._num_preemptions,
-            num_retries=self._num_retries,
-            store=self._replicas[0].kv.store_counts(),
-        )
+        return self._roster.counts()
 
     def check(self, context: TextContext) -> None:
         """Refuses what can never be served; any thread may ask.
@@ -122,11 +93,11 @@ class Scheduler:
         """
         self.check(context)
         limit = self._limits.max_waiting
-        if limit is not None and len(self._waiting) >= limit:
+        if limit is not None and len(self._roster.waiting) >= limit:
             raise QueueFullError(limit)
-        if context.request_id in self._jobs:
+        if context.request_id in self._roster.jobs:
             raise InvalidRequestError(f"{context.request_id} is taken", param="request_id")
-        self._waiting.add(self._jobs.add(context))
+        self._roster.waiting.add(self._roster.jobs.add(context))
 
     def fork(self, parent_id: RequestID, child: TextContext) -> None:
         """Takes in a request that begins as a running one does, and shares its pages.
@@ -141,11 +112,11 @@ class Scheduler:
         Raises:
             InvalidRequestError: As `add`; or there is no such parent.
         """
-        parents = self._jobs.continuations(parent_id)
+        parents = self._roster.jobs.continuations(parent_id)
         if not parents:
             raise InvalidRequestError(f"there is no request {parent_id} to fork", param="request_id")
         self.check(child)
-        if child.request_id in self._jobs:
+        if child.request_id in self._roster.jobs:
             raise InvalidRequestError(f"{child.request_id} is taken", param="request_id")
         parent = parents[0]
         ours, theirs = parent.context.tokens, child.tokens
@@ -154,10 +125,10 @@ class Scheduler:
             most = min(most, child.reader.first_position)
         differing = (ours.all[:most] != theirs.all[:most]).nonzero()[0]
         num_common = int(differing[0]) if len(differing) else most
-        job = self._jobs.add(child)
+        job = self._roster.jobs.add(child)
         replica = self._replicas[parent.replica]
         if not parent.is_running or num_common == 0 or replica.key_of(child) != parent.key:
-            self._waiting.add(job)
+            self._roster.waiting.add(job)
             return
         replica.fork(parent, job, num_common)
         theirs.skip_processing(num_common)
@@ -169,12 +140,12 @@ class Scheduler:
             request_id: The request.
             choice: Which of its continuations; None: all of them. One that has not begun yet cannot be ended alone.
         """
-        jobs = self._jobs.continuations(request_id)
+        jobs = self._roster.jobs.continuations(request_id)
         if choice is not None:
             jobs = [job for job in jobs if job.context.choice == choice and not job.will_fork]
         for job in jobs:
             job.context.status = GenerationStatus.ABORTED
-            self._end(job)
+            self._roster.end(job)
         return bool(jobs)
 
     def cache_inputs(self, batch: ScheduledBatch) -> KVCacheInputs[Buffer, Buffer]:
@@ -189,26 +160,7 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch:
         """Decides on the next step."""
-        ended = self._end_overdue()
-        self._make_way()
-        for replica in self._replicas:
-            for job in reversed(replica.running.copy()):
-                if replica.has_outgrown(job):
-                    self._send_back(job)
-        num_preemptions = self._num_preemptions
-        chosen = [self._grow_all(replica, ended) for replica in self._replicas]
-        budgets = [r.step_limit(job.context for job in jobs) for r, jobs in zip(self._replicas, chosen, strict=True)]
-        rows: list[list[ScheduledRow]] = [[] for _ in self._replicas]
-        for replica, jobs in zip(self._replicas, chosen, strict=True):
-            # Who generates goes first, with a token each: reading long prompts must not hold them up.
-            for job in sorted(jobs, key=lambda job: job.context.tokens.remaining_length > 1):
-                if budgets[replica.number] > 0:
-                    rows[replica.number].append(replica.row(job, budgets[replica.number]))
-                    budgets[replica.number] -= rows[replica.number][-1].cache.num_new
-        has_preempted = self._num_preemptions > num_preemptions
-        if not self._suspects and not (has_preempted and any(rows)):
-            self._admit_waiting(rows, budgets, ended)
-        return ScheduledBatch(tuple(map(tuple, rows)), self._num_steps(rows), tuple(ended))
+        return self._packer.pack()
 
     def update(self, batch: ScheduledBatch, results: Sequence[StepResult]) -> list[GenerationDelta]:
         """Takes in what the step computed.
@@ -220,16 +172,17 @@ class Scheduler:
             results: One entry per forward pass.
         """
         deltas = list(batch.ended)
+        drawn = [result.sampled.tokens.tolist() for result in results]
         position = 0
         for row in batch.rows:
-            job = self._jobs.find(row.cache.sequence, row.context)
+            job = self._roster.jobs.find(row.cache.sequence, row.context)
             if job is None:  # aborted while the step ran
                 position += len(row.samples)
                 continue
             if job.is_suspect:
-                self._clear(job)
+                self._roster.clear(job)
             if row.samples:
-                deltas += self._take_tokens(job, row, position, results)
+                self._take_tokens(job, row, position, drawn, results, deltas)
                 position += len(row.samples)
             elif not row.context.tokens.is_chunked:
                 deltas.append(self._end_reading(job))
@@ -247,143 +200,53 @@ class Scheduler:
         """
         deltas = list(batch.ended)
         for row in batch.rows:
-            job = self._jobs.find(row.cache.sequence, row.context)
+            job = self._roster.jobs.find(row.cache.sequence, row.context)
             if job is None:
                 continue
             if job.is_suspect:
                 failure = error if isinstance(error, PunaError) else StepFailedError(error)
-                deltas += self._end(job, FinishReason.ERROR, failure)
+                deltas += self._roster.end(job, FinishReason.ERROR, failure)
             else:
-                job.is_suspect = True
-                self._suspects.append(job)
-                self._num_retries += 1
+                self._roster.suspect(job)
         return deltas
 
-    def _end_overdue(self) -> list[GenerationDelta]:
-        """Ends the requests whose deadline has passed; they keep what they got."""
-        ended: list[GenerationDelta] = []
-        for job in self._jobs.overdue(self._clock):
-            job.context.status = GenerationStatus.ABORTED
-            job.context.stop_reason = DEADLINE
-            ended += self._end(job, FinishReason.ABORT)
-        return ended
-
-    def _make_way(self) -> None:
-        """Sends less urgent requests back while a more urgent one finds no place."""
-        while self._waiting:
-            urgent = self._waiting.first
-            last = [replica.running[-1] for replica in self._replicas if replica.running]
-            victims = [job for job in last if job.context.priority > urgent.context.priority]
-            if not victims or self._place(urgent) is not None:
-                return
-            self._preempt(max(victims))
-
-    def _grow_all(self, replica: Replica, ended: list[GenerationDelta]) -> list[Job]:
-        """Who takes part in the next step; their pages are there, taken from the least urgent ones if need be."""
-        chosen = [job for job in self._suspects[:1] if job.replica == replica.number]
-        if not self._suspects:
-            chosen = replica.running[: self._limits.max_batch_size]
-        for job in chosen:
-            while job.is_running:
-                try:
-                    replica.grow(job)
-                    break
-                except InsufficientBlocksError as error:
-                    if len(replica.running) == 1:
-                        ended += self._end(job, FinishReason.ERROR, error)
-                    else:
-                        self._preempt(replica.running[-1])
-        return [job for job in chosen if job.is_running]
-
-    def _admit_waiting(self, rows: list[list[ScheduledRow]], budgets: list[int], ended: list[GenerationDelta]) -> None:
-        """Begins requests as long as there is room for the first one that waits."""
-        while self._waiting:
-            job = self._waiting.first
-            rooms = [self._room(r, rows[r.number], budgets[r.number], job) for r in self._replicas]
-            closed = [number for number, room in enumerate(rooms) if room <= 0]
-            closed += [r.number for r in self._replicas if rows[r.number] and r.must_be_whole(job, rooms[r.number])]
-            place = self._place(job, closed)
-            if place is None:
-                return
-            replica, prefix = place
-            try:
-                replica.admit(job, prefix)
-            except InsufficientBlocksError as error:  # not even the empty cache holds it
-                ended += self._end(job, FinishReason.ERROR, error)
-                continue
-            self._waiting.remove(job)
-            if len(job.context.tokens) == job.context.admission_length:
-                self._num_prompt_tokens += job.context.admission_length
-                self._num_cached_tokens += job.context.cached_prefix_length
-            rows[replica.number].append(replica.row(job, rooms[replica.number]))
-            budgets[replica.number] = rooms[replica.number] - rows[replica.number][-1].cache.num_new
-
-    @staticmethod
-    def _room(replica: Replica, rows: Sequence[ScheduledRow], budget: int, job: Job) -> int:
-        """How many tokens a step may read of a waiting request: one that needs logits makes the whole step smaller."""
-        return min(budget, replica.step_limit([job.context]) - sum(row.cache.num_new for row in rows))
-
-    def _place(self, job: Job, closed: Sequence[int] = ()) -> tuple[Replica, PrefixMatch] | None:
-        """Where a waiting request begins: where most of it is cached, among the replicas with about the least work."""
-        open_ones = [r for r in self._replicas if r.has_slot and r.number not in closed]
-        least = min((len(replica.running) for replica in open_ones), default=0)
-        choices = [(r, r.match(job)) for r in open_ones if len(r.running) <= least + _SLACK]
-        choices.sort(key=lambda choice: (-choice[1].num_tokens, len(choice[0].running)))
-        return next((choice for choice in choices if choice[0].has_room(job, choice[1])), None)
-
-    def _num_steps(self, rows: Sequence[Sequence[ScheduledRow]]) -> int:
-        """How many forward passes can be made before the scheduler is needed again."""
-        steps = self._limits.max_num_steps
-        if steps == 1 or any(not _only_generates(row) for replica in rows for row in replica):
-            return 1
-        for replica, some in zip(self._replicas, rows, strict=True):
-            taking_part = {row.cache.sequence for row in some}
-            steps = replica.num_steps([job for job in replica.running if job.sequence in taking_part], steps)
-        return steps
-
     def _take_tokens(
-        self, job: Job, row: ScheduledRow, position: int, results: Sequence[StepResult]
-    ) -> list[GenerationDelta]:
+        self,
+        job: Job,
+        row: ScheduledRow,
+        position: int,
+        drawn: Sequence[list[int]],
+        results: Sequence[StepResult],
+        deltas: list[GenerationDelta],
+    ) -> None:
         """Gives a request, and the forks that begin here, what was drawn for them from `position` on."""
         replica = self._replicas[job.replica]
-        errors = [self._append(row.context, position, results)]
-        jobs = [job]
-        if errors[0] is None:
+        error = _append(row.context, position, drawn, results)
+        if error is None:
             replica.commit(job)
+        takers = [(job, error)]
         for number, context in enumerate(row.samples[1:], 1):
-            fork = self._jobs.add(context, job)
+            fork = self._roster.jobs.add(context, job)
             replica.fork(job, fork, len(context.tokens))
-            errors.append(self._append(context, position + number, results))
-            jobs.append(fork)
-        return [self._tell(taker, error) for taker, error in zip(jobs, errors, strict=True)]
-
-    @staticmethod
-    def _append(context: TextContext, position: int, results: Sequence[StepResult]) -> PunaError | None:
-        for result in results:
-            error = result.sampled.errors[position]
-            if error is not None or context.is_done:
-                return error
-            records = result.sampled.log_probabilities
-            record = records[position] if records else None
-            context.update(int(result.sampled.tokens[position]), record)
-        return None
+            takers.append((fork, _append(context, position + number, drawn, results)))
+        deltas += [self._tell(taker, failure) for taker, failure in takers]
 
     def _tell(self, job: Job, error: PunaError | None) -> GenerationDelta:
         """What a request got in this step; one that is done ends."""
         context = job.context
-        output = context.to_generation_output()
-        self._num_generated_tokens += len(output.tokens)
-        if error is not None or context.is_done:
-            self._end(job)
+        tokens, log_probabilities = context.take_output()
+        self._roster.num_generated_tokens += len(tokens)
+        if error is not None or context.status is not GenerationStatus.ACTIVE:
+            self._roster.end(job)
         return GenerationDelta(
-            request_id=context.request_id,
-            tokens=tuple(output.tokens),
-            finish_reason=FinishReason.ERROR if error is not None else _FINISH_REASONS[context.status],
-            stop_reason=context.stop_reason,
-            error=error,
-            log_probabilities=tuple(output.log_probabilities or ()),
-            num_cached_tokens=output.num_cached_tokens,
-            choice=context.choice,
+            context.request_id,
+            tuple(tokens),
+            FinishReason.ERROR if error is not None else _FINISH_REASONS[context.status],
+            context.stop_reason,
+            error,
+            tuple(log_probabilities),
+            context.cached_prefix_length,
+            context.choice,
         )
 
     def _end_reading(self, job: Job) -> GenerationDelta:
@@ -391,55 +254,21 @@ class Scheduler:
         tokens = job.context.tokens
         self._replicas[job.replica].kv.commit(job.sequence, tokens.all, len(tokens))
         job.context.status = GenerationStatus.MAXIMUM_LENGTH
-        (delta,) = self._end(job, FinishReason.LENGTH)
+        (delta,) = self._roster.end(job, FinishReason.LENGTH)
         return delta
 
-    def _end(
-        self, job: Job, reason: FinishReason | None = None, error: PunaError | None = None
-    ) -> list[GenerationDelta]:
-        """Lets go of a request; what is said about it goes to all continuations that it would have had."""
-        context = job.context
-        choices = range(context.num_choices) if job.will_fork else [context.choice]
-        self._clear(job)
-        if job.is_running:
-            self._replicas[job.replica].drop(job)
-        else:
-            self._waiting.remove(job)
-        self._jobs.remove(job)
-        return [
-            GenerationDelta(
-                context.request_id,
-                finish_reason=reason,
-                stop_reason=context.stop_reason,
-                error=error,
-                num_cached_tokens=context.cached_prefix_length,
-                choice=choice,
-            )
-            for choice in choices
-        ]
 
-    def _preempt(self, job: Job) -> None:
-        self._num_preemptions += 1
-        self._send_back(job)
-
-    def _send_back(self, job: Job) -> None:
-        """Makes a running request wait again, where it belongs by rank: it will be computed anew."""
-        self._clear(job)
-        self._replicas[job.replica].drop(job)
-        job.context.reset()
-        self._waiting.add(job)
-
-    def _clear(self, job: Job) -> None:
-        """Takes back that a request may be why a step failed."""
-        if job.is_suspect:
-            job.is_suspect = False
-            self._suspects.remove(job)
-
-
-def _only_generates(row: ScheduledRow) -> bool:
-    """Whether a request can make several forward passes in a row."""
-    context = row.context
-    return len(row.samples) == 1 and not context.needs_prompt_rows and not context.sampling_params.logits_processors
+def _append(
+    context: TextContext, position: int, drawn: Sequence[list[int]], results: Sequence[StepResult]
+) -> PunaError | None:
+    """Gives a context its tokens of all passes, as far as it goes on."""
+    for tokens, result in zip(drawn, results, strict=True):
+        sampled = result.sampled
+        error = sampled.errors[position]
+        if error is not None or context.status is not GenerationStatus.ACTIVE:
+            return error
+        context.update(tokens[position], sampled.log_probabilities[position] if sampled.log_probabilities else None)
+    return None
 
 
 _FINISH_REASONS = {

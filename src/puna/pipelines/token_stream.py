@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import TypeAlias
 
 from puna.pipelines.batch import GenerationDelta
@@ -140,8 +139,7 @@ def _settle(futures: list[asyncio.Future[None]]) -> None:
 
 
 def _merged(earlier: GenerationDelta, later: GenerationDelta) -> GenerationDelta:
-    return replace(
-        later,
+    return later._replace(
         tokens=earlier.tokens + later.tokens,
         log_probabilities=earlier.log_probabilities + later.log_probabilities,
     )

@@ -39,9 +39,8 @@ class TokenBuffer:
             raise TypeError(f"tokens must be an int64 array, got {getattr(tokens, 'dtype', type(tokens).__name__)}")
         if tokens.ndim != 1 or tokens.shape[0] == 0:
             raise ValueError(f"tokens must be one-dimensional and not empty, got shape {tokens.shape}")
-        self._array = np.empty(tokens.shape[0] + _ROOM, dtype=np.int64)
         self._length: int = tokens.shape[0]
-        self._array[: self._length] = tokens
+        self._move(tokens, self._length + _ROOM)
         self._prompt_length: int = self._length
         self._processed_length: int = 0
         self._active_end: int = self._length
@@ -155,9 +154,7 @@ class TokenBuffer:
         if self.is_chunked:
             raise ValueError("a token cannot be appended while tokens wait behind the active ones")
         if self._length == self._array.shape[0]:
-            grown = np.empty(2 * self._length, dtype=np.int64)
-            grown[: self._length] = self._array[: self._length]
-            self._array = grown
+            self._move(self._array, 2 * self._length)
         self._array[self._length] = token
         self._processed_length = self._length
         self._length += 1
@@ -183,7 +180,7 @@ class TokenBuffer:
     def copy(self) -> TokenBuffer:
         """The same tokens, read and fetched as far, in memory of their own."""
         other = copy.copy(self)
-        other._array = self._array.copy()
+        other._move(self._array, self._array.shape[0])
         return other
 
     def __repr__(self) -> str:
@@ -193,9 +190,14 @@ class TokenBuffer:
         )
 
     def _view(self, begin: int, end: int) -> _Int64Array:
-        view = self._array[begin:end]
-        view.flags.writeable = False
-        return view
+        return self._readable[begin:end]
+
+    def _move(self, tokens: _Int64Array, capacity: int) -> None:
+        """Copies the first `len(self)` of `tokens` into memory of its own."""
+        self._array = np.empty(capacity, dtype=np.int64)
+        self._array[: self._length] = tokens[: self._length]
+        self._readable = self._array.view()
+        self._readable.flags.writeable = False
 
 
 def ends_in_repetition(tokens: _Int64Array, min_size: int, max_size: int, min_count: int) -> bool:

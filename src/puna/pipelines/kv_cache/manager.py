@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,7 @@ class PrefixMatch:
     stored: tuple[BlockHash, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class CacheRow:
+class CacheRow(NamedTuple):
     """One request in a step.
 
     Attributes:
@@ -62,11 +61,16 @@ class _Claim:
         key: What its blocks are found by.
         blocks: Its blocks in order.
         links: Hash and serial number of those that are full and published.
+        state: Another object whenever the blocks are others: by it tables are known to be the same.
     """
 
     key: CacheKey
     blocks: list[BlockID] = field(default_factory=list)
     links: list[tuple[BlockHash, int]] = field(default_factory=list)
+    state: object = field(default_factory=object)
+
+
+_NOTHING: Final = _Claim(CacheKey())
 
 
 class PagedKVCacheManager:
@@ -90,6 +94,7 @@ class PagedKVCacheManager:
         if params.tensor_parallel_degree != 1:
             raise ValueError(f"the KV cache is kept on one device, {params.tensor_parallel_degree} were given")
         self._params = params
+        self._page_size = params.page_size
         self._pool = BlockPool(num_blocks)
         self._null_block = num_blocks
         self._claims: dict[SequenceID, _Claim] = {}
@@ -105,6 +110,8 @@ class PagedKVCacheManager:
             self._planes.append(scales)
             self._scales = Buffer.from_numpy(scales)
         self._blocks = Buffer.from_numpy(self._pages)
+        self._table = Buffer.from_numpy(np.zeros((0, 1), dtype=np.uint32))
+        self._table_states: list[object] = []
 
     @property
     def params(self) -> KVCacheParams:
@@ -114,7 +121,7 @@ class PagedKVCacheManager:
     @property
     def max_tokens(self) -> int:
         """The most tokens that a single request can have."""
-        return self._pool.total * self._params.page_size
+        return self._pool.total * self._page_size
 
     def counts(self) -> BlockCounts:
         """How many pages there are, free, and free but findable."""
@@ -136,7 +143,7 @@ class PagedKVCacheManager:
         """
         if not self._params.enable_prefix_caching:
             return PrefixMatch()
-        size = self._params.page_size
+        size = self._page_size
         parent, serial = self._hasher.root(key), ROOT
         blocks: list[BlockID] = []
         links: list[tuple[BlockHash, int]] = []
@@ -185,12 +192,14 @@ class PagedKVCacheManager:
             ValueError: The key differs from the one of the pages that it holds, or it takes a prefix too late.
         """
         claim = self._claims.get(sequence)
+        if claim is not None and prefix is None and claim.key is key and self._suffices(claim, num_tokens, num_cached):
+            return  # nearly always, and for every request of every step
         if claim is None:
             claim = _Claim(key)
         elif claim.key != key or prefix:
             raise ValueError(f"request {sequence} holds pages under another key; release them first")
-        if num_cached % self._params.page_size:
-            self._make_writable(claim, num_cached // self._params.page_size)
+        if num_cached % self._page_size:
+            self._make_writable(claim, num_cached // self._page_size)
         shared = list(prefix.blocks) if prefix else []
         missing = self._params.num_blocks_for(num_tokens) - len(claim.blocks) - len(shared)
         if missing > 0 or shared or not claim.blocks:
@@ -201,6 +210,7 @@ class PagedKVCacheManager:
                 self._pool.drop(shared)
                 raise
             claim.blocks += shared + taken
+            claim.state = object()
             claim.links += prefix.links if prefix else ()
             self._claims[sequence] = claim
 
@@ -212,7 +222,7 @@ class PagedKVCacheManager:
         """
         claim = self._claims[sequence]
         assert self._store is not None or not prefix.stored
-        size = self._params.page_size
+        size = self._page_size
         first = len(prefix.blocks)
         for index, block_hash in enumerate(prefix.stored, first):
             planes = [plane[claim.blocks[index]] for plane in self._planes]
@@ -231,7 +241,7 @@ class PagedKVCacheManager:
             ValueError: The parent holds no pages for these tokens, or the child holds pages already.
         """
         claim = self._claims.get(parent)
-        size = self._params.page_size
+        size = self._page_size
         count = self._params.num_blocks_for(num_computed)
         if claim is None or count > len(claim.blocks) or child in self._claims:
             raise ValueError(f"{parent} holds no pages for {num_computed} tokens, or {child} holds some already")
@@ -246,17 +256,13 @@ class PagedKVCacheManager:
         Raises:
             ValueError: A sequence has fewer pages than the step writes to, or one that others hold or can find.
         """
-        blocks: list[list[BlockID]] = []
-        for row in rows:
-            claim = self._claims.get(row.sequence)
-            held = [] if claim is None else claim.blocks
-            self._require_writable(row, held, num_steps)
-            blocks.append(held)
-        table = np.full((len(rows), max(map(len, blocks), default=1)), self._null_block, dtype=np.uint32)
-        for index, pages in enumerate(blocks):
-            table[index, : len(pages)] = pages
-        most_new = max((row.num_new for row in rows), default=0)
-        most_total = max((row.num_cached + row.num_new for row in rows), default=0)
+        claims = [self._claims.get(row.sequence, _NOTHING) for row in rows]
+        for row, claim in zip(rows, claims, strict=True):
+            self._require_writable(row, claim.blocks, num_steps)
+        cached = np.array([row.num_cached for row in rows], dtype=np.uint32)
+        new = np.array([row.num_new for row in rows], dtype=np.uint32)
+        most_new = int(new.max(initial=0))
+        most_total = int((cached + new).max(initial=0))
         growth = min(most_new, 1)
         max_lengths = [(growth if step else most_new, most_total + step * growth) for step in range(num_steps)]
         lengths = [row.request_length for row in rows if row.request_length is not None]
@@ -264,13 +270,17 @@ class PagedKVCacheManager:
             raise ValueError("either all requests of a step state the length that decides their frequencies, or none")
         device = KVCacheInputsPerDevice(
             kv_blocks=self._blocks,
-            cache_lengths=_uint32([row.num_cached for row in rows]),
-            lookup_table=Buffer.from_numpy(table),
+            cache_lengths=Buffer.from_numpy(cached),
+            lookup_table=self._table_of(claims),
             max_lengths=Buffer.from_numpy(np.array(max_lengths, dtype=np.uint32).reshape(num_steps, 2)),
             kv_scales=self._scales,
-            request_lengths=_uint32(lengths) if lengths else None,
+            request_lengths=Buffer.from_numpy(np.array(lengths, dtype=np.uint32)) if lengths else None,
         )
         return KVCacheInputs([device])
+
+    def has_filled_page(self, sequence: SequenceID, num_computed: int) -> bool:
+        """Whether `commit` would publish anything."""
+        return num_computed // self._page_size > len(self._claims[sequence].links)
 
     def commit(self, sequence: SequenceID, tokens: npt.NDArray[np.int64], num_computed: int) -> None:
         """Publishes the pages that are full by now, so that other requests can find them.
@@ -283,7 +293,7 @@ class PagedKVCacheManager:
         if not self._params.enable_prefix_caching:
             return
         claim = self._claims[sequence]
-        size = self._params.page_size
+        size = self._page_size
         for index in range(len(claim.links), num_computed // size):
             parent = claim.links[-1][0] if claim.links else self._hasher.root(claim.key)
             block_hash = self._hasher.block(parent, tokens[index * size : (index + 1) * size])
@@ -314,12 +324,21 @@ class PagedKVCacheManager:
         self._pool.check([claim.blocks for claim in self._claims.values()])
 
     def _publish(self, claim: _Claim, index: int, block_hash: BlockHash, tokens: npt.NDArray[np.int64]) -> None:
-        size = self._params.page_size
+        size = self._page_size
         page = tokens[index * size : (index + 1) * size].tobytes()
         parent = claim.links[-1][1] if claim.links else ROOT
         published = self._pool.publish(claim.blocks[index], block_hash, page, parent)
-        claim.blocks[index] = published.block
+        if published.block != claim.blocks[index]:
+            claim.blocks[index] = published.block
+            claim.state = object()
         claim.links.append((block_hash, published.serial))
+
+    def _suffices(self, claim: _Claim, num_tokens: int, num_cached: int) -> bool:
+        """Whether there are pages for all tokens, and the next one may be written."""
+        size = self._page_size
+        if num_tokens > len(claim.blocks) * size:
+            return False
+        return num_cached % size == 0 or self._pool.is_writable(claim.blocks[num_cached // size])
 
     def _make_writable(self, claim: _Claim, index: int) -> None:
         """Copies a page that others hold too, or that was published full by the sequence that this one forked from."""
@@ -330,16 +349,24 @@ class PagedKVCacheManager:
                 plane[copy] = plane[source]
             self._pool.drop([source])
             claim.blocks[index] = copy
+            claim.state = object()
+
+    def _table_of(self, claims: Sequence[_Claim]) -> Buffer:
+        """The pages of each sequence, uint32 `[B, max_pages]`; the last step's table if it is the same."""
+        states = [claim.state for claim in claims]
+        if states != self._table_states:
+            width = max((len(claim.blocks) for claim in claims), default=1)
+            table = np.full((len(claims), width), self._null_block, dtype=np.uint32)
+            for index, claim in enumerate(claims):
+                table[index, : len(claim.blocks)] = claim.blocks
+            self._table, self._table_states = Buffer.from_numpy(table), states
+        return self._table
 
     def _require_writable(self, row: CacheRow, blocks: Sequence[BlockID], num_steps: int) -> None:
-        size = self._params.page_size
+        size = self._page_size
         end = row.num_cached + row.num_new + num_steps - 1
         if end > len(blocks) * size:
             raise ValueError(f"request {row.sequence} has pages for {len(blocks) * size} tokens, the step needs {end}")
         for block in blocks[row.num_cached // size : -(-end // size)]:
             if not self._pool.is_writable(block):
                 raise ValueError(f"request {row.sequence} would write to block {block}, which others hold or can find")
-
-
-def _uint32(values: Sequence[int]) -> Buffer:
-    return Buffer.from_numpy(np.array(values, dtype=np.uint32))

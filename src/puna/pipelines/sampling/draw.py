@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from puna.pipelines.filter_values import FilterValues
 from puna.pipelines.sampling.random_numbers import uniforms
 from puna.pipelines.sampling.row import Float32Array, Int64Array, SamplingRow
 
@@ -24,14 +25,7 @@ Float64Array: TypeAlias = npt.NDArray[np.float64]
 _BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 _WIDTHS: Final = (256, 8192)  # how many candidates are looked at before all tokens are
-_NEUTRAL: Final = {
-    "top_k": -1,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "top_n_sigma": 0.0,
-    "xtc_probability": 0.0,
-}
+_SMALLEST: Final = np.float32(1e-30)  # a temperature below sends all but the best to minus infinity all the same
 _GROUP: Final = 64  # logits whose maximum stands for them in the search for candidates
 
 
@@ -58,12 +52,13 @@ class _Choice:
 
 
 def draw(
-    logits: Float32Array, rows: Sequence[SamplingRow], wanted: Sequence[bool]
+    logits: Float32Array, best: Float32Array, rows: Sequence[SamplingRow], wanted: Sequence[bool]
 ) -> tuple[Int64Array, list[Distribution | None]]:
     """Draws a token for each row.
 
     Args:
-        logits: float32 `[B, V]`, edited; minus infinity forbids a token, one token of each row is allowed.
+        logits: float32 `[B, V]`, contiguous, edited; minus infinity forbids a token, one of each row is allowed.
+        best: float32 `[B]`: the largest logit of each row.
         rows: `[B]`; none of them is greedy.
         wanted: `[B]`: whether the row's distribution is given back.
     """
@@ -75,7 +70,7 @@ def draw(
         if members.size:
             chosen = members.tolist()
             part = logits if members.size == len(rows) else logits[members]
-            batch = _Rows(part, [rows[i] for i in chosen], [wanted[i] for i in chosen])
+            batch = _Rows(part, best[members], [rows[i] for i in chosen], [wanted[i] for i in chosen])
             choice = batch.draw_unfiltered() if width is None else batch.draw_filtered(width)
             for place, member in enumerate(chosen):
                 if choice.is_known[place]:
@@ -86,26 +81,33 @@ def draw(
 
 
 class _Rows:
-    """Rows that go through the same path together: logits float32 `[B, V]`, contiguous."""
+    """Rows that go through the same path together: logits float32 `[B, V]`, contiguous; parameters float64 `[B, 1]`."""
 
-    def __init__(self, logits: Float32Array, rows: Sequence[SamplingRow], wanted: Sequence[bool]) -> None:
+    def __init__(
+        self, logits: Float32Array, best: Float32Array, rows: Sequence[SamplingRow], wanted: Sequence[bool]
+    ) -> None:
         self.logits = logits
         self.rows = rows
         self.wanted = wanted
-        self.temperature = self._column("temperature")
-        self.best = logits.max(axis=1, keepdims=True).astype(np.float64)
+        self.best = best
+        values = np.array([row.params.filter_values for row in rows], dtype=np.float64)
+        self.columns: dict[str, Float64Array] = dict(zip(FilterValues._fields, values.T[:, :, None], strict=True))
         self.first, self.second = uniforms(
             [row.seed for row in rows], [row.choice for row in rows], [row.position for row in rows]
         )
+        self._scratch = np.empty(logits.shape[1], dtype=np.float32)
 
     def draw_unfiltered(self) -> _Choice:
         """Every token may be drawn."""
         tokens = np.zeros(len(self.rows), dtype=np.int64)
         distributions: list[Distribution | None] = []
-        for index, line in enumerate(self.logits):  # row by row: a row's float64 weights fit the cache
-            weights = self.weights_of(line, index)
-            tokens[index] = _pick_by_groups(weights, float(self.first[index]))
-            distributions.append(Distribution(np.arange(len(line)), weights) if self.wanted[index] else None)
+        for index, line in enumerate(self.logits):  # row by row: what is made of a row fits the cache
+            tokens[index] = _pick_by_groups(self.weights_of(index), float(self.first[index]))
+            distribution = None
+            if self.wanted[index]:
+                weights = _weights(line, self.best[index], self.columns["temperature"][index, 0])
+                distribution = Distribution(np.arange(len(line)), weights)
+            distributions.append(distribution)
         return _Choice(tokens, np.ones(len(self.rows), dtype=np.bool_), distributions)
 
     def draw_filtered(self, width: int) -> _Choice:
@@ -126,25 +128,16 @@ class _Rows:
                 Distribution(ids[index][kept], weights[index][kept]) if self.wanted[index] else None
             )
             if row.params.mirostat and view.is_closed[index]:
-                surprise = -np.log2(chosen[index] / view.total_of(index))
-                error = float(surprise) - row.params.mirostat_tau
-                mu = row.mirostat.at(row.choice, row.position, row.params.mirostat_tau)
-                row.mirostat.set(row.choice, row.position + 1, mu - row.params.mirostat_eta * error)
+                row.note_surprise(float(-np.log2(chosen[index] / view.total_of(index))))
         return _Choice(tokens, view.is_closed, distributions)
 
-    def _column(self, name: str) -> Float64Array:
-        """A parameter of each row, float64 `[B, 1]`; mirostat stands alone, so other filters do nothing there."""
-        values = [
-            _NEUTRAL[name] if row.params.mirostat and name in _NEUTRAL else getattr(row.params, name)
-            for row in self.rows
-        ]
-        return np.array(values, dtype=np.float64)[:, None]
-
-    def weights_of(self, line: Float32Array, index: int) -> Float64Array:
-        """`exp((logit - largest) / temperature)` of one row, float64 `[V]`: the largest is 1."""
+    def weights_of(self, index: int) -> Float32Array:
+        """`exp((logit - largest) / temperature)` of one row, float32 `[V]`, until the next call: the largest is 1."""
+        scaled: Float32Array = np.subtract(self.logits[index], self.best[index], out=self._scratch)
         with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to minus infinity, as it should
-            scaled: Float64Array = (line - self.best[index, 0]) / self.temperature[index, 0]
-            return np.exp(scaled, out=scaled)
+            scaled /= max(np.float32(self.columns["temperature"][index, 0]), _SMALLEST)
+        np.exp(scaled, out=scaled)
+        return scaled
 
     def _candidates(self, width: int) -> tuple[Int64Array, Float32Array, Int64Array]:
         """The `width` likeliest tokens of each row, or top-k ones where that is a number, and some more.
@@ -161,12 +154,12 @@ class _Rows:
             groups = vocabulary // _GROUP
             even = self.logits[:, : groups * _GROUP].reshape(num_rows, _GROUP, groups).max(axis=1)
             maxima = np.sort(np.concatenate([even, self.logits[:, groups * _GROUP :]], axis=1), axis=1)
-            wanted = [int(k) if k > 0 else width for k in self._column("top_k")[:, 0]]
-            bounds = [line[-min(k, len(line))] for k, line in zip(wanted, maxima, strict=True)]
-            threshold = np.array(bounds, dtype=np.float32)
+            k = self.columns["top_k"][:, 0].astype(np.int64)
+            place = maxima.shape[1] - np.minimum(np.where(k > 0, k, width), maxima.shape[1])
+            threshold = maxima[np.arange(num_rows), place]
         else:
             threshold = np.partition(self.logits, vocabulary - width, axis=1)[:, vocabulary - width]
-        row, token = np.divmod(np.flatnonzero(self.logits >= threshold[:, None]), vocabulary)
+        row, token = np.divmod(_places_of(self.logits >= threshold[:, None]), vocabulary)
         counts = np.bincount(row, minlength=num_rows)
         place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         ids = np.zeros((num_rows, int(counts.max())), dtype=np.int64)
@@ -188,8 +181,7 @@ class _View:
     def __init__(self, rows: _Rows, values: Float32Array, counts: Int64Array) -> None:
         self._rows = rows
         self._values = values
-        with np.errstate(over="ignore", invalid="ignore"):
-            self.weights = np.exp((values - rows.best) / rows.temperature)
+        self.weights = _weights(values, rows.best[:, None], rows.columns["temperature"])
         self._place = np.arange(values.shape[1])[None, :]
         self._counts = counts[:, None]
         self._vocabulary = rows.logits.shape[1]
@@ -201,7 +193,7 @@ class _View:
     def total_of(self, index: int) -> float:
         """The weight of all tokens of a row, before any filter."""
         if np.isnan(self._totals[index]):
-            self._totals[index] = self._rows.weights_of(self._rows.logits[index], index).sum()
+            self._totals[index] = self._rows.weights_of(index).sum(dtype=np.float64)
         return float(self._totals[index])
 
     def apply_filters(self) -> None:
@@ -216,12 +208,12 @@ class _View:
         self.is_closed &= ~self._needs_all
 
     def _apply_top_n_sigma(self) -> None:
-        n = self._rows._column("top_n_sigma")[:, 0]
+        n = self._rows.columns["top_n_sigma"][:, 0]
         for index in np.flatnonzero(n > 0).tolist():
             line = self._rows.logits[index]
             allowed = line if np.isfinite(line.min()) else line[np.isfinite(line)]
             sigma = float(allowed.astype(np.float64).std())
-            self._keep_only(index, self._values[index] >= self._rows.best[index, 0] - n[index] * sigma)
+            self._keep_only(index, self._values[index] >= float(self._rows.best[index]) - n[index] * sigma)
 
     def _apply_top_k(self) -> None:
         limits = self._top_k_limits()
@@ -230,7 +222,7 @@ class _View:
 
     def _top_k_limits(self) -> Float64Array:
         """How many tokens top-k leaves of each row, float64 `[B, 1]`: infinity where it leaves all."""
-        k = self._rows._column("top_k")
+        k = self._rows.columns["top_k"]
         return np.where((k > 0) & (k < self._vocabulary), k, np.inf)
 
     def _apply_typical_p(self) -> None:
@@ -238,7 +230,7 @@ class _View:
 
         Entropy and surprise are those of what is left, so the candidates must hold all of it.
         """
-        typical = self._rows._column("typical_p")[:, 0]
+        typical = self._rows.columns["typical_p"][:, 0]
         for index in np.flatnonzero((typical < 1) & self.is_closed):
             kept = np.flatnonzero(self.kept[index] & (self.weights[index] > 0))
             weights = self.weights[index, kept]
@@ -253,24 +245,28 @@ class _View:
         self._needs_all |= (typical < 1) & ~self.is_closed
 
     def _apply_min_p(self) -> None:
-        min_p = self._rows._column("min_p")
+        min_p = self._rows.columns["min_p"]
         active = min_p > 0
+        if not active.any():
+            return
         largest = np.where(self.kept, self.weights, 0.0).max(axis=1, keepdims=True)
         self.kept &= ~active | (self.weights >= min_p * largest)
         self._close_where_last_is_gone(active[:, 0])
 
     def _apply_top_p(self) -> None:
-        top_p = self._rows._column("top_p")
+        top_p = self._rows.columns["top_p"]
         active = np.flatnonzero(top_p[:, 0] < 1)
         if not active.size:
             return
         # Before a row is closed only the mass of all its tokens is known, not of those that an earlier filter left.
-        is_narrowed = (self._rows._column("min_p") > 0) | (self._rows._column("top_n_sigma") > 0)
+        is_narrowed = (self._rows.columns["min_p"] > 0) | (self._rows.columns["top_n_sigma"] > 0)
         is_narrowed |= self._top_k_limits() < self._vocabulary
         self._needs_all |= (top_p[:, 0] < 1) & is_narrowed[:, 0] & ~self.is_closed
         weights = np.where(self.kept[active], self.weights[active], 0.0)
         sums = np.cumsum(weights, axis=1)
-        totals = np.array([self._mass(int(index), float(sums[place, -1])) for place, index in enumerate(active)])
+        totals = sums[:, -1].copy()
+        for place in np.flatnonzero(self._is_whole()[active]):
+            totals[place] = self.total_of(int(active[place]))
         before = np.concatenate([np.zeros((len(active), 1)), sums[:, :-1]], axis=1)
         enough = before >= top_p[active] * totals[:, None]
         first = self.kept[active].argmax(axis=1)
@@ -283,11 +279,14 @@ class _View:
 
         Source: p-e-w, "Exclude top choices", text-generation-webui pull request 6335.
         """
-        probability = self._rows._column("xtc_probability")[:, 0]
-        threshold = self._rows._column("xtc_threshold")[:, 0]
-        for index in np.flatnonzero(self._rows.second < probability):
+        is_hit = self._rows.second < self._rows.columns["xtc_probability"][:, 0]
+        if not is_hit.any():
+            return
+        threshold = self._rows.columns["xtc_threshold"][:, 0]
+        is_whole = self._is_whole()
+        for index in np.flatnonzero(is_hit):
             weights = np.where(self.kept[index], self.weights[index], 0.0)
-            total = self._mass(int(index), float(np.cumsum(weights)[-1]))
+            total = self.total_of(int(index)) if is_whole[index] else float(np.cumsum(weights)[-1])
             above = np.flatnonzero(self.kept[index] & (weights >= threshold[index] * total))
             if len(above) > 1:
                 self.kept[index, above[:-1]] = False
@@ -296,8 +295,7 @@ class _View:
         """Keeps the tokens of at most mu bits of surprise (Basu et al., "Mirostat", 2021, second version)."""
         for index, row in enumerate(self._rows.rows):
             if row.params.mirostat:
-                mu = row.mirostat.at(row.choice, row.position, row.params.mirostat_tau)
-                limit = self.total_of(index) * 2.0 ** -min(mu, 1000.0)
+                limit = self.total_of(index) * 2.0 ** -min(row.most_surprise, 1000.0)
                 mask = self.weights[index] >= limit
                 mask[0] = True
                 self._keep_only(index, mask)
@@ -311,10 +309,27 @@ class _View:
         last = np.take_along_axis(self.kept, self._counts - 1, axis=1)[:, 0]
         self.is_closed |= active & ~last
 
-    def _mass(self, index: int, kept: float) -> float:
-        """The weight of what is left of a row: of all its tokens as long as none is gone."""
-        is_whole = not self.is_closed[index] or int(self.kept[index].sum()) == self._vocabulary
-        return self.total_of(index) if is_whole else kept
+    def _is_whole(self) -> _BoolArray:
+        """Which rows have lost no token so far, bool `[B]`: their mass is that of all their tokens."""
+        return np.asarray(~self.is_closed | (self.kept.sum(axis=1) == self._vocabulary))
+
+
+def _weights(
+    values: Float32Array, best: np.float32 | Float32Array, temperature: np.float64 | Float64Array
+) -> Float64Array:
+    """`exp((logit - largest) / temperature)` in float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = (values.astype(np.float64) - best) / temperature
+        return np.asarray(np.exp(scaled, out=scaled))
+
+
+def _places_of(hits: _BoolArray) -> Int64Array:
+    """`np.flatnonzero` of a contiguous array in which nearly all is False: eight at a time first."""
+    flat = hits.reshape(-1)
+    whole = flat.size // 8 * 8
+    words = np.flatnonzero(flat[:whole].view(np.uint64) != 0)
+    near = (words[:, None] * 8 + np.arange(8)).reshape(-1)
+    return np.concatenate([near[flat[near]], whole + np.flatnonzero(flat[whole:])])
 
 
 def _pick(weights: Float64Array, target: Float64Array) -> Int64Array:
@@ -326,16 +341,16 @@ def _pick(weights: Float64Array, target: Float64Array) -> Int64Array:
     return np.asarray(np.minimum(places, last_with_weight), dtype=np.int64)
 
 
-def _pick_by_groups(weights: Float64Array, target: float) -> int:
+def _pick_by_groups(weights: Float32Array, target: float) -> int:
     """As `_pick`, for one long row: sums of groups first, then one group. Their sums are this row's running sum."""
     groups = len(weights) // _GROUP
-    head = weights[: groups * _GROUP].reshape(groups, _GROUP).sum(axis=1)
-    sums = np.cumsum(np.append(head, weights[groups * _GROUP :].sum()))
+    head = weights[: groups * _GROUP].reshape(groups, _GROUP).sum(axis=1, dtype=np.float64)
+    sums = np.cumsum(np.append(head, weights[groups * _GROUP :].sum(dtype=np.float64)))
     bound = target * float(sums[-1])
     group = min(int(np.searchsorted(sums, bound, side="right")), len(sums) - 1)
     while group > 0 and sums[group] == sums[group - 1]:
         group -= 1  # rounding: the last group with weight is then the one
     inside = weights[group * _GROUP : (group + 1) * _GROUP] if group < groups else weights[groups * _GROUP :]
     before = float(sums[group - 1]) if group else 0.0
-    place = int((np.cumsum(inside) + before <= bound).sum())
+    place = int((np.cumsum(inside, dtype=np.float64) + before <= bound).sum())
     return group * _GROUP + min(place, int(np.flatnonzero(inside > 0)[-1]))

@@ -16,6 +16,12 @@ _UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _SHIFT: Final = np.uint64(32)
+_HIGH_BITS: Final = np.uint64(5)  # of 32, so that 27 are left
+_LOW_BITS: Final = np.uint64(6)
+_FACTORS: Final = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_KEY_STEPS: Final = np.arange(10, dtype=np.uint64)[:, None, None] * np.array(
+    [[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64
+)
 
 
 def uniforms(
@@ -28,29 +34,25 @@ def uniforms(
         choices: `[B]`: which of several continuations.
         positions: `[B]`: where the drawn token will stand.
     """
-    keys = np.array(seeds, dtype=np.uint64)
-    places = np.array(positions, dtype=np.uint64)
-    numbers = np.array(choices, dtype=np.uint64)
-    zeros = np.zeros(len(keys), dtype=np.uint64)
-    words = philox_4x32((places & _LOW, places >> _SHIFT, numbers & _LOW, zeros), (keys & _LOW, keys >> _SHIFT))
-    return _fraction(words[0], words[1]), _fraction(words[2], words[3])
+    keys = np.array([seeds, seeds], dtype=np.uint64)
+    keys[0] &= _LOW
+    keys[1] >>= _SHIFT
+    places = np.array([positions, positions, choices, [0] * len(seeds)], dtype=np.uint64)
+    places[0] &= _LOW
+    places[1] >>= _SHIFT
+    words = philox_4x32(places, keys)
+    fractions = (words[::2] >> _HIGH_BITS) * 2.0**26 + (words[1::2] >> _LOW_BITS)
+    fractions *= 2.0**-53
+    return fractions[0], fractions[1]
 
 
-def philox_4x32(
-    counter: tuple[_UInt64Array, _UInt64Array, _UInt64Array, _UInt64Array], key: tuple[_UInt64Array, _UInt64Array]
-) -> tuple[_UInt64Array, _UInt64Array, _UInt64Array, _UInt64Array]:
-    """Ten rounds of Philox on 32-bit words that are held in uint64 arrays `[B]`."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _round in range(10):
-        p0 = c0 * np.uint64(0xD2511F53)
-        p1 = c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _LOW, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _LOW
-        k0 = (k0 + np.uint64(0x9E3779B9)) & _LOW
-        k1 = (k1 + np.uint64(0xBB67AE85)) & _LOW
-    return c0, c1, c2, c3
-
-
-def _fraction(high: _UInt64Array, low: _UInt64Array) -> npt.NDArray[np.float64]:
-    upper, lower = high >> np.uint64(5), low >> np.uint64(6)
-    return (upper.astype(np.float64) * 2.0**26 + lower.astype(np.float64)) * 2.0**-53
+def philox_4x32(counter: _UInt64Array, key: _UInt64Array) -> _UInt64Array:
+    """Ten rounds of Philox on 32-bit words: counter uint64 `[4, B]`, key `[2, B]`; the result is as the counter."""
+    keys = (key + _KEY_STEPS) & _LOW
+    even, odd = counter[::2], counter[1::2]
+    for round_key in keys:
+        products = even * _FACTORS
+        even, odd = (products[::-1] >> _SHIFT) ^ odd ^ round_key, products[::-1] & _LOW
+    words = np.empty_like(counter)
+    words[::2], words[1::2] = even, odd
+    return words

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,7 @@ Int64Array: TypeAlias = npt.NDArray[np.int64]
 _NONE: Final[Int64Array] = np.zeros(0, dtype=np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingRow:
+class SamplingRow(NamedTuple):
     """One request's part in a draw.
 
     Attributes:
@@ -33,7 +31,7 @@ class SamplingRow:
         processors: The request's own functions over its logits row (float32 `[1, V]`), which they edit in place.
         bad_words: Token sequences that may not be completed.
         dry_breakers: Tokens that interrupt a repetition.
-        mirostat: What mirostat remembers of the tokens before.
+        mirostat: What mirostat remembers of the tokens before; None: nothing.
     """
 
     params: SamplingParams
@@ -46,26 +44,26 @@ class SamplingRow:
     processors: tuple[Callable[[Float32Array], None], ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()
     dry_breakers: frozenset[int] = frozenset()
-    mirostat: MirostatState = field(default_factory=MirostatState)
+    mirostat: MirostatState | None = None
 
     @classmethod
-    def of(cls, context: TextContext, drawn: Sequence[int] = ()) -> SamplingRow:
-        """A request's part, after the tokens that this turn has drawn for it already."""
+    def of(cls, context: TextContext, drawn: Int64Array = _NONE) -> SamplingRow:
+        """A request's part, after the tokens (int64 `[n]`) that this turn has drawn for it already."""
         assert context.seed is not None
         tokens = context.tokens.all
         params = context.sampling_params
         return cls(
-            params=params,
-            tokens=np.concatenate([tokens, np.array(drawn, dtype=np.int64)]) if drawn else tokens,
-            prompt_length=context.admission_length,
-            forbidden=context.get_min_token_logit_mask(len(drawn) + 1)[-1] if params.min_tokens else _NONE,
-            seed=context.seed,
-            vocab_size=context.vocab_size,
-            choice=context.choice,
-            processors=tuple([_bound(process, context) for process in params.logits_processors or ()]),
-            bad_words=context.bad_words,
-            dry_breakers=context.dry_breakers,
-            mirostat=context.mirostat,
+            params,
+            np.concatenate([tokens, drawn]) if len(drawn) else tokens,
+            context.admission_length,
+            context.get_min_token_logit_mask(len(drawn) + 1)[-1] if params.min_tokens else _NONE,
+            context.seed,
+            context.vocab_size,
+            context.choice,
+            _processors(context) if params.logits_processors else (),
+            context.bad_words,
+            context.dry_breakers,
+            context.mirostat,
         )
 
     @property
@@ -76,7 +74,23 @@ class SamplingRow:
     @property
     def edits_logits(self) -> bool:
         """Whether anything changes the logits before the draw."""
-        return bool(self.processors or len(self.forbidden) or self.bad_words or self.params.edits_logits)
+        return self.params.edits_logits or bool(self.processors or len(self.forbidden) or self.bad_words)
+
+    @property
+    def most_surprise(self) -> float:
+        """The largest surprise that mirostat allows, in bits."""
+        tau = self.params.mirostat_tau
+        return 2 * tau if self.mirostat is None else self.mirostat.at(self.choice, self.position, tau)
+
+    def note_surprise(self, surprise: float) -> None:
+        """Tells mirostat the surprise of the token that was drawn, in bits."""
+        if self.mirostat is not None:
+            error = surprise - self.params.mirostat_tau
+            self.mirostat.set(self.choice, self.position + 1, self.most_surprise - self.params.mirostat_eta * error)
+
+
+def _processors(context: TextContext) -> tuple[Callable[[Float32Array], None], ...]:
+    return tuple([_bound(process, context) for process in context.sampling_params.logits_processors or ()])
 
 
 def _bound(process: LogitsProcessor, context: TextContext) -> Callable[[Float32Array], None]:

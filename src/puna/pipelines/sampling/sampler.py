@@ -74,14 +74,15 @@ class Sampler:
         raw = _without_padding(logits, rows)
         edited = _edited(logits, raw, rows)
         tokens = edited.argmax(axis=1).astype(np.int64)
-        errors = _errors(raw, edited, tokens, rows)
+        largest = edited[np.arange(len(rows)), tokens]  # of a row with NaN it is NaN: argmax stops at it
+        errors = _errors(raw, edited, largest, rows)
         drawn = [i for i, row in enumerate(rows) if not row.params.is_greedy and errors[i] is None]
         distributions: list[Distribution | None] = [None] * len(rows)
         if drawn:
             chosen = [rows[i] for i in drawn]
             wanted = [row.params.reports_processed for row in chosen]
             part = np.ascontiguousarray(edited if len(drawn) == len(rows) else edited[drawn])
-            tokens[drawn], found = draw(part, chosen, wanted)
+            tokens[drawn], found = draw(part, largest[drawn], chosen, wanted)
             for index, distribution in zip(drawn, found, strict=True):
                 distributions[index] = distribution
         if any(errors):
@@ -120,11 +121,9 @@ def _edited(logits: Float32Array, raw: Float32Array, rows: Sequence[SamplingRow]
 
 
 def _errors(
-    raw: Float32Array, edited: Float32Array, best: Int64Array, rows: Sequence[SamplingRow]
+    raw: Float32Array, edited: Float32Array, largest: Float32Array, rows: Sequence[SamplingRow]
 ) -> tuple[PunaError | None, ...]:
     """Why rows have no token. Minus infinity is fine where a request's edits forbid tokens; models never give it."""
-    # Extremes hand NaN on, and argmax stops at it.
-    largest = edited[np.arange(len(rows)), best]
     if edited is raw and math.isfinite(raw.min()) and math.isfinite(largest.max()):
         return (None,) * len(rows)
     lowest, highest = raw.min(axis=1), raw.max(axis=1)
