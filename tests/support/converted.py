@@ -23,6 +23,8 @@ def write_model(
     if family in ("qwen2", "qwen3"):  # GGUF has no key for their windows
         changes.setdefault("use_sliding_window", False)
     config = tiny_config(family, rope, **changes)
+    if changes.get("sliding_window", 0) is None:  # absent it would have the family's default
+        config["sliding_window"] = None
     write_huggingface(directory, config, tiny_tensors(config, seed), dtype=dtype)
     (directory / "tokenizer.json").write_text(byte_level_tokenizer_json())
     settings = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "chat_template": "{{ messages[0].content }}"}

@@ -40,7 +40,13 @@ _GGUF_LAYER = {
     "pre_feedforward_layernorm": "ffn_norm",
 }
 _GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-GGUF_ARCHITECTURE = {"glm": "chatglm", "mistral": "llama", "olmo3": "olmo2", "cohere": "command-r", "gemma3_text": "gemma3"}
+GGUF_ARCHITECTURE = {
+    "glm": "chatglm",
+    "mistral": "llama",
+    "olmo3": "olmo2",
+    "cohere": "command-r",
+    "gemma3_text": "gemma3",
+}
 EXAONE_KEYS_INVERSE = {theirs: ours for ours, theirs in EXAONE_KEYS.items()}
 _PERMUTED = ("llama", "mistral", "granite", "olmo", "smollm3", "internlm2", "minicpm", "baichuan")
 _POST_NORMED = ("olmo2", "olmo3", "exaone4", "gemma2", "gemma3_text")

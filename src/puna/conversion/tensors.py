@@ -1,7 +1,7 @@
 """The tensors of a checkpoint by their names in a GGUF file, one at a time.
 
-A family's adapter for Hugging Face layout gives the graph's weights, its adapter for GGUF the file's names. What is left
-is to take apart what one layout stacks and the other does not, and to put the rows of queries and keys in pairs of
+A family's adapter for Hugging Face layout gives the graph's weights, its adapter for GGUF the file's names. What is
+left is to take apart what one layout stacks and the other does not, and to put the rows of queries and keys in pairs of
 neighbours where a family's GGUF files have them so.
 """
 
