@@ -23,7 +23,7 @@ from puna.models import DEFAULT_MODEL
 from puna.pipelines.async_engine import AsyncEngine, EngineStatistics, TokenStream
 from puna.pipelines.batch import FinishReason
 from puna.pipelines.context import TextContext
-from puna.pipelines.prompt_reading import LogprobReader, Pooling, PoolingReader
+from puna.pipelines.prompt_reading import Pooling, PoolingReader
 from puna.pipelines.request import GenerateRequest, RequestID, new_request_id
 from puna.pipelines.sampling_params import SamplingParams
 from puna.tokenization import Tokenizer
@@ -200,24 +200,6 @@ class AsyncLLM:
         readers = [PoolingReader(pooling, layer) for _ in prompts]
         await self._read([self._preparation.reading(ids, reader) for ids, reader in zip(prompts, readers, strict=True)])
         return np.stack([reader.vector(normalize) for reader in readers])
-
-    async def score(self, prompt: Sequence[int], endings: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token of continuations of a prompt.
-
-        Args:
-            prompt: Token ids, at least one.
-            endings: Continuations as token ids, none of them empty.
-
-        Raises:
-            As `embed`.
-        """
-        texts = [np.array([*prompt, *ending], dtype=np.int64) for ending in endings]
-        readers = [LogprobReader(text, first_token=len(prompt)) for text in texts]
-        contexts = [
-            self._preparation.reading(text.tolist(), reader) for text, reader in zip(texts, readers, strict=True)
-        ]
-        await self._read(contexts)
-        return [[record.token_log_probabilities[0] for record in reader.records] for reader in readers]
 
     async def _read(self, contexts: Sequence[TextContext]) -> None:
         """Runs contexts whose readers are what is wanted of them."""

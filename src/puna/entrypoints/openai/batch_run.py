@@ -118,7 +118,8 @@ class BatchRun:
         call = job.call
         assert call is not None, "a job without a call has an error"
         if job.vectors is not None:
-            return embedding_body(call, job.outputs, job.vectors, model=self._name)
+            num_tokens = sum(len(output.prompt_token_ids) for output in job.outputs)
+            return embedding_body(call, job.vectors, model=self._name, num_tokens=num_tokens)
         tokenizer = self._llm.tokenizer if self._llm.has_tokenizer else None
         return generated_body(call, job.outputs, model=self._name, created=int(time.time()), tokenizer=tokenizer)
 

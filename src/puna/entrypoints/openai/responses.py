@@ -122,22 +122,21 @@ def prompt_logprobs(output: RequestOutput) -> list[dict[str, Any] | None]:
 
 
 def embedding_body(
-    call: Call, outputs: Sequence[RequestOutput], vectors: npt.NDArray[np.float32], *, model: str
+    call: Call, vectors: npt.NDArray[np.float32], *, model: str, num_tokens: int
 ) -> dict[str, Any]:
     """The body of embeddings.
 
     Args:
         call: What was asked.
-        outputs: One finished output for each of its requests.
         vectors: Float32 `[n, H]`.
         model: The model's name.
+        num_tokens: Tokens of all prompts.
 
     Raises:
         InvalidRequestError: the caller expects vectors of another length.
     """
     if call.dimensions not in (None, vectors.shape[1]):
         raise InvalidRequestError(f"this model's have {vectors.shape[1]}, got {call.dimensions}", param="dimensions")
-    tokens = sum(len(output.prompt_token_ids) for output in outputs)
     return {
         "object": "list",
         "data": [
@@ -151,7 +150,7 @@ def embedding_body(
             for index, vector in enumerate(vectors)
         ],
         "model": model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
 
 

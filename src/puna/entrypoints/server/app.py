@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from puna.entrypoints.server.gate import Gate
 from puna.entrypoints.server.host import ModelHost
 from puna.entrypoints.server.operation import Operation
-from puna.entrypoints.server.routes import openai, operations
+from puna.entrypoints.server.routes import anthropic, ollama, openai, operations, responses, texts
 from puna.entrypoints.server.settings import ServerSettings
 from puna.entrypoints.server.state import Server
 
@@ -20,7 +20,8 @@ __all__ = ["all_operations", "create_app"]
 
 def all_operations() -> tuple[Operation, ...]:
     """Every route of the server. A module of routes that is new is named here."""
-    return (*openai.OPERATIONS, *operations.OPERATIONS)
+    modules = (openai, texts, responses, anthropic, ollama, operations)
+    return tuple(operation for module in modules for operation in module.OPERATIONS)
 
 
 def create_app(settings: ServerSettings, host: ModelHost) -> Starlette:

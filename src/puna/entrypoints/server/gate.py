@@ -72,17 +72,17 @@ class Gate:
                 if isinstance(error, Refusal) and error.status == 499:
                     state["status"] = 499
                 if not has_begun:
-                    await problem(error)(scope, receive, send_on)
+                    await problem(error, path=scope["path"])(scope, receive, send_on)
             except HTTPException as error:
                 if has_begun:
                     raise
-                await problem(_refusal(error, scope), error.headers)(scope, receive, send_on)
+                await problem(_refusal(error, scope), error.headers, scope["path"])(scope, receive, send_on)
             except Exception:
                 _log.exception("a fault of the server's own", extra={"request_id": request_id})
                 if has_begun:
                     raise
                 fault = Refusal(500, "internal_error", "a fault of the server's own; its log says where")
-                await problem(fault)(scope, receive, send_on)
+                await problem(fault, path=scope["path"])(scope, receive, send_on)
         finally:
             self._note(scope, state, time.monotonic() - begin)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -126,14 +126,20 @@ class Generation:
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    async def prepare(cls, request: Request, server: Server, requests: tuple[GenerateRequest, ...]) -> Generation:
+    async def of(cls, request: Request, server: Server, requests: Sequence[GenerateRequest]) -> Generation:
+        """What a client asked, prepared; errors are those of `prepare`."""
+        return await cls.prepare(server, tenant_of(request), timeline_of(request), requests)
+
+    @classmethod
+    async def prepare(
+        cls, server: Server, tenant: Tenant, timeline: Timeline, requests: Sequence[GenerateRequest]
+    ) -> Generation:
         """Renders, tokenizes and checks requests; nothing is in the engine yet.
 
         Raises:
             Refusal: the line is full, or the model is not ready.
             InvalidRequestError: a request can never be served.
         """
-        tenant, timeline = tenant_of(request), timeline_of(request)
         server.admission.check(tenant)
         llm, limits = server.llm, server.limits
         has_many_tenants = len(server.keys.names) > 1

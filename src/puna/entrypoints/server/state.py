@@ -13,6 +13,7 @@ from puna.entrypoints.server.host import ModelHost
 from puna.entrypoints.server.keys import ApiKeys, Tenant
 from puna.entrypoints.server.metrics import Metrics
 from puna.entrypoints.server.settings import Limits, ServerSettings
+from puna.entrypoints.server.stored import ResponseStore
 from puna.entrypoints.server.timeline import Timeline, Timelines
 
 __all__ = ["Server", "server_of", "tenant_of", "timeline_of"]
@@ -29,6 +30,7 @@ class Server:
         admission: The line in front of the engine.
         metrics: What is counted.
         timelines: The latest requests.
+        responses: Responses that are kept.
     """
 
     settings: ServerSettings
@@ -37,6 +39,7 @@ class Server:
     admission: Admission
     metrics: Metrics
     timelines: Timelines
+    responses: ResponseStore
 
     @classmethod
     def of(cls, settings: ServerSettings, host: ModelHost) -> Server:
@@ -44,7 +47,8 @@ class Server:
         keys, limits = ApiKeys(settings.api_keys), settings.limits
         admission = Admission(keys.names, settings.max_in_engine, limits.max_queue_size, limits.queue_timeout_s)
         metrics = Metrics(host, admission, settings.model_name, settings.has_vllm_metrics)
-        return cls(settings, host, keys, admission, metrics, Timelines(settings.num_timelines))
+        timelines, responses = Timelines(settings.num_timelines), ResponseStore(settings.max_stored_bytes)
+        return cls(settings, host, keys, admission, metrics, timelines, responses)
 
     @property
     def limits(self) -> Limits:

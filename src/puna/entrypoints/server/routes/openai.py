@@ -13,7 +13,6 @@ from starlette.responses import Response
 from puna.entrypoints.openai.requests import Call, Endpoint
 from puna.entrypoints.openai.responses import generated_body
 from puna.entrypoints.openai.streams import ChunkWriter
-from puna.entrypoints.outputs import RequestOutput
 from puna.entrypoints.server.body import read_object
 from puna.entrypoints.server.generation import Generation, read_call, unless_disconnected
 from puna.entrypoints.server.operation import Operation
@@ -63,7 +62,7 @@ async def _generate(request: Request, endpoint: Endpoint) -> Response:
     server.host.require_ready()
     call = read_call(server, endpoint, await read_object(request, server.limits))
     headers = note_ignored(server, request, call.ignored)
-    generation = await Generation.prepare(request, server, call.requests)
+    generation = await Generation.of(request, server, call.requests)
     tokenizer = tokenizer_of(server)
     model, created = server.settings.model_name, int(time.time())
     if call.stream:
@@ -87,8 +86,7 @@ async def _chunks(
             for chunk in writer.news(*news):
                 yield event(chunk)
         if call.include_usage:
-            outputs: list[RequestOutput] = [output for output in generation.latest if output is not None]
-            yield event(writer.usage(outputs))
+            yield event(writer.usage([output for output in generation.latest if output is not None]))
     except PunaError as error:
         yield event(problem_body(error))
     finally:
