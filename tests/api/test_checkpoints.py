@@ -215,8 +215,8 @@ def test_lengths_are_checked_before_anything_is_loaded(tmp_path: Path, weights: 
 
 
 def test_an_encoding_that_does_not_run(tmp_path: Path, weights: dict[str, WeightData]) -> None:
-    with pytest.raises(UnsupportedModelError, match="gptq"):
-        configure(directory_of(tmp_path, weights), quantization_encoding="gptq")
+    with pytest.raises(UnsupportedModelError, match="float6_e2m3fn"):
+        configure(directory_of(tmp_path, weights), quantization_encoding="float6_e2m3fn")
 
 
 def test_an_unknown_architecture_lists_what_there_is(tmp_path: Path, weights: dict[str, WeightData]) -> None:

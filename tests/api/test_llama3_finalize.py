@@ -8,7 +8,6 @@ import ml_dtypes
 import pytest
 
 from puna.dtype import DType
-from puna.errors import UnsupportedModelError
 from puna.nn.quant_config import (
     InputScaleSpec,
     QuantConfig,
@@ -132,7 +131,7 @@ class TestDecoderSpec:
         with pytest.raises(ValueError, match="rms_norm_eps"):
             self.finalized(rms_norm_eps=None).decoder_spec()
 
-    def test_a_stacked_mlp_does_not_go_with_scaled_weights(self) -> None:
+    def test_scaled_weights_go_with_stacked_ones(self) -> None:
         quant_config = QuantConfig(
             input_scale=InputScaleSpec(
                 granularity=ScaleGranularity.TENSOR, origin=ScaleOrigin.STATIC, dtype=DType.float32
@@ -142,10 +141,9 @@ class TestDecoderSpec:
             attn_quantized_layers=frozenset({0}),
             format=QuantFormat.COMPRESSED_TENSORS_FP8,
         )
-        with pytest.raises(ValueError, match="stacked_mlp"):
-            self.finalized(stacked_mlp=True, quant_config=quant_config).decoder_spec()
-        with pytest.raises(UnsupportedModelError, match="quant_config"):
-            self.finalized(quant_config=quant_config).decoder_spec()
+        for stacked in (True, False):
+            spec = self.finalized(stacked_mlp=stacked, stacked_qkv=stacked, quant_config=quant_config).decoder_spec()
+            assert (spec.stacked_mlp, spec.stacked_qkv) == (stacked, stacked)
 
     def test_two_kinds_of_scaling_are_an_error(self) -> None:
         longrope = LongRoPEScalingParams([1.0] * 4, [1.0] * 4, 16, 64)

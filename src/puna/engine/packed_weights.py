@@ -99,7 +99,8 @@ def pack_weights(
         except WeightsError as error:
             cache.reject(file.path, error)
     packed = _pack(native, weights, precision, threads)
-    sources = sorted({str(weight.source.path) for weight in weights.values() if weight.source is not None})
+    parts = (part for weight in weights.values() for part in weight.parts)
+    sources = sorted({str(part.source.path) for part in parts if part.source is not None})
     cache.store(key, packed.content_id, layout, _contents(weights, packed), sources)
     return packed
 
@@ -115,11 +116,12 @@ def _pack(native: Packer, weights: Mapping[str, WeightData], precision: Precisio
             blocks = stored.reshape(rows, -1).view(np.uint8)
             matrices[name] = native.PackedMatrix(weight.format, blocks, rows, cols, precision, threads)
             digest = matrices[name].digest
+            if len(weight.parts) > 1:
+                weight.release()  # decoded memory was packed, and pages of the files are still there
         else:
             vectors[name] = np.ascontiguousarray(weight.to_float32())
             digest = native.blake2bp(stored.reshape(-1).view(np.uint8))
-            if weight.source is not None:
-                weight.source.release()  # whatever the system mapped around it
+            weight.release()  # whatever the system mapped around it
         weight.check()
         digests.append(WeightDigest(name, weight.format, weight.shape, digest))
     return PackedWeights(matrices, vectors, content_id(digests))

@@ -17,6 +17,8 @@ from puna.entrypoints.prefix_store import open_prefix_store
 from puna.entrypoints.weight_cache import weight_cache
 from puna.errors import InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
 from puna.graph.weights import GGUFWeights
+from puna.graph.weights.quantized import QuantizedWeight
+from puna.graph.weights.weight_data import stored_bytes
 from puna.models import find_model
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.kv_cache import BlockStore, MachineMemory, PagedKVCacheManager, machine_memory, plan_num_blocks
@@ -210,7 +212,7 @@ def _load_pipeline(
     """The loaded model, the loop over it, how many tokens of one request its cache holds, and its store."""
     architecture = PIPELINE_REGISTRY.retrieve(config)
     model_config = config.model
-    _require_room_for_weights(model_config.files.size_bytes)
+    _require_room_for_weights(_decoded_bytes(model_config, is_exact=options.dtype == "float32"))
     devices: list[Device] = [CPU(number) for number in range(options.data_parallel_degree)]
     session = InferenceSession(
         devices,
@@ -265,6 +267,14 @@ def _num_blocks(model: Any, config: PipelineConfig, options: EngineOptions) -> i
         utilization=config.model.kv_cache.device_memory_utilization if asked is None else 1.0,
         may_shrink=options.max_model_len is None,
     )
+
+
+def _decoded_bytes(config: MAXModelConfig, *, is_exact: bool) -> int:
+    """Bytes of the weights in the formats that kernels read: narrow floats are larger there than in their files."""
+    weights = [tensor.data() for _name, tensor in config.weights.items()]
+    if is_exact:
+        weights = [data.widened() if isinstance(data, QuantizedWeight) else data for data in weights]
+    return sum(stored_bytes(data.shape, data.dtype, data.quantization_encoding) for data in weights)
 
 
 def _require_room_for_weights(needed: int) -> None:

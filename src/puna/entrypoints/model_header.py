@@ -14,6 +14,7 @@ from puna import _native
 from puna.dtype import DType
 from puna.engine.registry import bind_weights
 from puna.graph.weights import GGUFWeights, Weights
+from puna.graph.weights.weight_data import stored_bytes
 from puna.models import ModelFiles, find_model
 from puna.nn.transformer import ReturnLogits, build_decoder_graph
 from puna.pipelines.architectures import register_all_models
@@ -76,17 +77,21 @@ class StoredClass:
 
     Attributes:
         tensor_class: `embedding`, `attention`, `mlp`, `norms`, `output` or `other`.
-        encoding: Their encoding, by GGUF's or DType's name.
+        encoding: Their encoding, by GGUF's, DType's or the quantization method's name.
+        computed_as: The format that kernels read them in: another one where codes and scales are tensors of their own.
         tensors: How many there are.
         elements: Their elements together.
         size_bytes: Their bytes together, as stored.
+        packed_bytes: Their bytes together, as kernels read them.
     """
 
     tensor_class: str
     encoding: str
+    computed_as: str
     tensors: int
     elements: int
     size_bytes: int
+    packed_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ class MemoryPlan:
     """Bytes that a model takes, by part.
 
     Attributes:
-        weights: Packed weights; about as large as the stored ones.
+        weights: Packed weights.
         kv_cache_per_token: Cached keys and values of one token.
         kv_cache: Those of a request of the full context.
         activations: Scratch of a step, estimated from its widest buffers.
@@ -167,14 +172,15 @@ class ModelHeader:
 
     def stored_classes(self) -> list[StoredClass]:
         """Tensors by class and encoding, in the order of a pass."""
-        totals: dict[tuple[str, str], list[int]] = {}
+        totals: dict[tuple[str, str, str], list[int]] = {}
         for name, tensor in self.config.weights.items():
-            total = totals.setdefault((_class_of(name), _encoding_of(tensor)), [0, 0, 0])
+            total = totals.setdefault((_class_of(name), *_encodings_of(tensor)), [0, 0, 0, 0])
             total[0] += 1
             total[1] += _elements(tensor.shape)
-            total[2] += _stored_bytes(tensor)
+            total[2] += tensor.nbytes
+            total[3] += stored_bytes(tensor.shape, tensor.dtype, tensor.quantization_encoding)
         order = [name for name, _pattern in _CLASSES] + ["other"]
-        keys = sorted(totals, key=lambda key: (order.index(key[0]), key[1]))
+        keys = sorted(totals, key=lambda key: (order.index(key[0]), *key[1:]))
         return [StoredClass(*key, *totals[key]) for key in keys]
 
     def memory(self, step_tokens: int, machine: MachineMemory) -> MemoryPlan:
@@ -185,7 +191,7 @@ class ModelHeader:
         widths = 3 * config.hidden_size + (heads + config.num_attention_heads) * params.head_dim
         widths += 3 * config.intermediate_size
         return MemoryPlan(
-            weights=sum(item.size_bytes for item in self.stored_classes()),
+            weights=sum(item.packed_bytes for item in self.stored_classes()),
             kv_cache_per_token=params.bytes_per_token,
             kv_cache=params.num_blocks_for(config.max_seq_len) * params.bytes_per_block,
             activations=4 * (step_tokens * widths + config.vocab_size),
@@ -208,9 +214,10 @@ class ModelHeader:
         for item in stored:
             if item.tensor_class == "embedding" and has_output:
                 continue
-            read += item.size_bytes
+            read += item.packed_bytes
             if item.tensor_class in ("attention", "mlp", "other"):
-                is_integer = item.encoding in _native.FORMATS and _native.format_info(item.encoding)[2] == "a8"
+                format = item.computed_as
+                is_integer = format in _native.FORMATS and _native.format_info(format)[2] == "a8"
                 rate = limits["int8_gops"] if is_integer else limits["f32_gflops"]
                 seconds += 2 * item.elements / (rate * 1e9)
         return SpeedEstimate(
@@ -288,9 +295,12 @@ def _class_of(name: str) -> str:
     return next((label for label, pattern in _CLASSES if pattern.search(name)), "other")
 
 
-def _encoding_of(tensor: Weights) -> str:
+def _encodings_of(tensor: Weights) -> tuple[str, str]:
+    """The encoding of a tensor, and the format that it is computed in."""
     encoding = tensor.quantization_encoding
-    return encoding.value if encoding is not None else _GGML_NAMES.get(tensor.dtype, str(tensor.dtype))
+    format = encoding.value if encoding is not None else _GGML_NAMES.get(tensor.dtype, str(tensor.dtype))
+    is_own = tensor.stored_as == (encoding.name if encoding is not None else str(tensor.dtype))
+    return format if is_own else tensor.stored_as, format
 
 
 _GGML_NAMES: Final = {DType.float32: "F32", DType.float16: "F16", DType.bfloat16: "BF16"}
@@ -301,12 +311,6 @@ def _elements(shape: tuple[int, ...]) -> int:
     for extent in shape:
         count *= extent
     return count
-
-
-def _stored_bytes(tensor: Weights) -> int:
-    from puna.graph.weights.weight_data import stored_bytes
-
-    return stored_bytes(tensor.shape, tensor.dtype, tensor.quantization_encoding)
 
 
 def _plain(value: Any) -> Any:

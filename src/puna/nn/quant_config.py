@@ -27,13 +27,13 @@ class QuantizationConfig:
 
     Attributes:
         quant_method: `gptq`.
-        bits: Bits of a code; 4.
+        bits: Bits of a code; 4 or 8.
         group_size: Inputs that share a scale; -1: all.
-        desc_act: Whether rows are ordered by group (`g_idx`).
-        sym: Whether the zero point is the middle. False is refused.
+        desc_act: Whether inputs were quantized in the order of their activations: then `g_idx` names their groups.
+        sym: Whether the zero point is the middle, `2 ** (bits - 1)`. False: `qzeros` holds one per group and output.
 
     Raises:
-        ValueError: another number of bits, a group size of 0, or asymmetric codes.
+        ValueError: another method or number of bits, or a group size of 0.
     """
 
     quant_method: str
@@ -45,12 +45,10 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         if self.quant_method != "gptq":
             raise ValueError(f"quant_method = {self.quant_method!r} is not supported; supported: gptq")
-        if self.bits != 4:
-            raise ValueError(f"bits = {self.bits} is not supported; supported: 4")
+        if self.bits not in (4, 8):
+            raise ValueError(f"bits = {self.bits} is not supported; supported: 4, 8")
         if self.group_size < 1 and self.group_size != -1:
             raise ValueError(f"group_size must be at least 1, or -1, got {self.group_size}")
-        if not self.sym:
-            raise ValueError("sym = False is not supported: zero points are not read; supported: True")
 
 
 class ScaleGranularity(StrEnum):
@@ -143,8 +141,8 @@ class QuantConfig:
     Attributes:
         input_scale: Scales of activations.
         weight_scale: Scales of weights.
-        mlp_quantized_layers: Layers whose MLP is quantized.
-        attn_quantized_layers: Layers whose attention is quantized.
+        mlp_quantized_layers: Layers whose MLP has a quantized matrix. Others of it need not be.
+        attn_quantized_layers: Layers whose attention has one.
         format: How scales and numbers are written.
         embedding_output_dtype: Element type of embedding and output matrix where they are not quantized, or None.
         bias_dtype: Element type of biases, or None.

@@ -38,17 +38,19 @@ def source_key(weights: Mapping[str, WeightData]) -> str | None:
     """What a later start knows weights by without reading them: 64 hex digits.
 
     A function of the files' device, inode, size, time of modification and header, and of which part of which file each
-    weight is. None when a weight is in no file, because it was converted or put together while loading.
+    weight is; of a quantized layer's weight also of how it is decoded. None when a weight is in no file, because it
+    was converted or put together while loading.
     """
     files: dict[int, tuple[int, MappedWeights]] = {}
     parts: list[tuple[Any, ...]] = []
     for name, weight in weights.items():
-        source = weight.source
-        if source is None:
-            return None
-        number, _ = files.setdefault(id(source), (len(files), source))
-        offset = _address(weight.array) - _address(source.array)
-        parts.append((name, weight.format, weight.shape, number, offset))
+        for part in weight.parts:
+            source = part.source
+            if source is None:
+                return None
+            number, _ = files.setdefault(id(source), (len(files), source))
+            offset = _address(part.array) - _address(source.array)
+            parts.append((name, weight.format, weight.shape, weight.recipe, part.format, part.shape, number, offset))
     stamps = [(*file.stamp, _native.blake2bp(file.data[: file.header_bytes]).hex()) for _, file in files.values()]
     return hashlib.blake2b(repr((stamps, parts)).encode(), digest_size=32).hexdigest()
 

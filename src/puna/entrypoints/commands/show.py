@@ -109,9 +109,10 @@ def _print(report: dict[str, Any]) -> None:
         knobs.add_row(knob["name"], str(knob["value"]), knob["source"])
     console.print(knobs)
     console.print()
-    encodings = _columns("TENSORS", "ENCODING", "COUNT", "SIZE")
+    encodings = _columns("TENSORS", "ENCODING", "COMPUTED AS", "COUNT", "SIZE")
     for item in report["encodings"]:
-        encodings.add_row(item["tensor_class"], item["encoding"], str(item["tensors"]), bytes_text(item["size_bytes"]))
+        names = (item["tensor_class"], item["encoding"], item["computed_as"])
+        encodings.add_row(*names, str(item["tensors"]), bytes_text(item["size_bytes"]))
     console.print(encodings)
     console.print()
     rows = [

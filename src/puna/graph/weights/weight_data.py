@@ -114,6 +114,21 @@ class WeightData:
         """Bytes of the stored data."""
         return self.array.nbytes
 
+    @property
+    def parts(self) -> tuple[WeightData, ...]:
+        """The stored tensors that the weight is made of: itself, unless codes and scales are tensors of their own."""
+        return (self,)
+
+    @property
+    def recipe(self) -> str:
+        """What the values follow from beside the stored parts."""
+        return ""
+
+    def release(self) -> None:
+        """Give back the memory of file pages that were read. They are read anew on use."""
+        if self.source is not None:
+            self.source.release()
+
     def check(self) -> None:
         """Call after reading `data`, before using what was read.
 
@@ -139,7 +154,8 @@ class WeightData:
         else:
             from puna import _native  # heavy, and needed by nobody who only looks at a file
 
-            rows = np.ascontiguousarray(self.data).reshape(-1, self.array.shape[-1])
+            stored = np.ascontiguousarray(self.data)
+            rows = stored.reshape(-1, stored.shape[-1])
             values = _native.dequantize(self.format, rows, self.shape[-1]).reshape(self.shape)
         self.check()
         return values
@@ -188,11 +204,15 @@ class WeightData:
                 raise ValueError(f"{name!r}: {part.name!r} is {part.format}, {first.name!r} is {first.format}")
             if part.shape[1:] != first.shape[1:] or not part.shape:
                 raise ShapeError(f"{part.name!r}", part.shape, f"(any, {', '.join(map(str, first.shape[1:]))})")
-        array = np.concatenate([part.array for part in parts])
+        shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+        return first._joined(parts, name, shape)
+
+    def _joined(self, parts: Sequence[WeightData], name: str, shape: tuple[int, ...]) -> WeightData:
+        """`concat`, of parts that fit each other and of which this is the first."""
+        array = np.concatenate([part.data for part in parts])
         for part in parts:
             part.check()
-        shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
-        return WeightData(name, first.dtype, shape, first.quantization_encoding, array)
+        return WeightData(name, self.dtype, shape, self.quantization_encoding, array)
 
     def __repr__(self) -> str:
         return f"WeightData({self.name!r}, {self.format}, {list(self.shape)})"
@@ -215,6 +235,11 @@ class TensorEntry:
     dtype: DType
     shape: tuple[int, ...]
     quantization_encoding: QuantizationEncoding | None = None
+
+    @property
+    def stored_as(self) -> str:
+        """The name of the type or the block format, as configurations write it: `bfloat16`, `q4_k`."""
+        return self.quantization_encoding.name if self.quantization_encoding is not None else str(self.dtype)
 
     def load(self) -> WeightData:
         """The weight, as a view of the file."""

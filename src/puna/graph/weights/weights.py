@@ -11,9 +11,32 @@ from puna.errors import MissingWeightError, WeightsError
 from puna.graph.device import DeviceRef
 from puna.graph.quantization import QuantizationEncoding
 from puna.graph.value import Weight
-from puna.graph.weights.weight_data import TensorEntry, WeightData
+from puna.graph.weights.mapping import MappedWeights
+from puna.graph.weights.weight_data import WeightData
 
 __all__ = ["Weights", "WeightsAdapter"]
+
+
+class Entry(Protocol):
+    """A weight of a checkpoint that was not read yet: a tensor of a file, or what several make up together."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> MappedWeights: ...
+    @property
+    def begin(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def dtype(self) -> DType: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def quantization_encoding(self) -> QuantizationEncoding | None: ...
+    @property
+    def stored_as(self) -> str: ...
+    def load(self) -> WeightData: ...
 
 
 class _Checkpoint:
@@ -21,7 +44,7 @@ class _Checkpoint:
 
     __slots__ = ("allocated", "entries", "files", "metadata")
 
-    def __init__(self, entries: Mapping[str, TensorEntry], files: Sequence[Any], metadata: Mapping[str, Any]) -> None:
+    def __init__(self, entries: Mapping[str, Entry], files: Sequence[Any], metadata: Mapping[str, Any]) -> None:
         self.entries = entries
         self.files = tuple(files)
         self.metadata = metadata
@@ -91,6 +114,16 @@ class Weights:
         return self._entry().shape
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor of this name in its file; of a quantized layer's weight those of all its tensors."""
+        return self._entry().nbytes
+
+    @property
+    def stored_as(self) -> str:
+        """The name of its encoding, as configurations write it: `bfloat16`, `q4_k`, `gptq`. Raises as `data`."""
+        return self._entry().stored_as
+
+    @property
     def quantization_encoding(self) -> QuantizationEncoding | None:
         """Encoding of the tensor of this name, None for plain elements. Raises as `data`."""
         return self._entry().quantization_encoding
@@ -137,7 +170,7 @@ class Weights:
         """Name and data of every weight allocated anywhere in this checkpoint: a registry for a session's `load`."""
         return dict(self._checkpoint.allocated)
 
-    def _entry(self) -> TensorEntry:
+    def _entry(self) -> Entry:
         entry = self._checkpoint.entries.get(self._prefix)
         if entry is None:
             close = get_close_matches(self._prefix, self._checkpoint.entries, n=1, cutoff=0.0)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 from puna.dtype import DType
 from puna.errors import InvalidRequestError
-from puna.graph.weights.weight_data import stored_bytes
 from puna.pipelines.lib.encodings import SupportedEncoding
 
 if TYPE_CHECKING:
@@ -33,9 +32,9 @@ def stored_encodings(weights: Weights) -> list[SupportedEncoding]:
     for _, tensor in weights.items():
         if len(tensor.shape) < 2:
             continue
-        encoding = SupportedEncoding.of_tensor(tensor.quantization_encoding, tensor.dtype)
+        encoding = SupportedEncoding.of_tensor(tensor.stored_as)
         if encoding is not None:
-            sizes[encoding] += stored_bytes(tensor.shape, tensor.dtype, tensor.quantization_encoding)
+            sizes[encoding] += tensor.nbytes
     return [encoding for encoding, _ in sizes.most_common()]
 
 
@@ -44,9 +43,9 @@ def check_stored(
 ) -> tuple[DType, DType] | None:
     """What must be converted at load so that weights of these encodings run as `asked`.
 
-    A quantized file may hold several formats, so a block format only has to be among them. Of float files the type that
-    most bytes have decides. Only float32 and bfloat16 are converted into each other, and only where nothing else is
-    stored.
+    A quantized file may hold several formats, so a quantized one only has to be among them. Of float files the type
+    that most bytes have decides. Only float32 and bfloat16 are converted into each other, and only where nothing else
+    is stored.
 
     Returns:
         (from, to), or None where the files hold the encoding.
@@ -54,7 +53,7 @@ def check_stored(
     Raises:
         InvalidRequestError: they do not hold it and cannot be converted to it.
     """
-    if stored and (asked is stored[0] or (asked in stored and asked.is_gguf_block)):
+    if stored and (asked is stored[0] or (asked in stored and (asked.is_gguf_block or asked.is_layered))):
         return None
     if stored and (stored[0], asked) in _CASTS and set(stored) <= {stored[0], asked}:
         return stored[0].dtype, asked.dtype

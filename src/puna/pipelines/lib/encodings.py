@@ -1,8 +1,7 @@
 """Encodings by the names that users write (`bfloat16`, `q4_k`): what each implies, and how a file's name tells it.
 
 The documented set is widened by what runs here: float16 and bfloat16 run on CPUs, and so does every block format of
-GGUF. Formats that need tensors of their own for codes and scales (GPTQ, FP8, FP4, FP6) have names, and are refused by
-name until they run.
+GGUF, and integers with scales (AWQ, compressed-tensors). Six-bit floats have a name, and are refused by it.
 """
 
 from __future__ import annotations
@@ -49,6 +48,10 @@ class SupportedEncoding(StrEnum):
     tq2_0 = "tq2_0"
     mxfp4 = "mxfp4"
     gptq = "gptq"
+    awq = "awq"
+    int4 = "int4"
+    int8 = "int8"
+    mxfp8 = "mxfp8"
     float8_e4m3fn = "float8_e4m3fn"
     float4_e2m1fnx2 = "float4_e2m1fnx2"
     float6_e2m3fn = "float6_e2m3fn"
@@ -60,10 +63,9 @@ class SupportedEncoding(StrEnum):
 
     @property
     def quantization_encoding(self) -> QuantizationEncoding | None:
-        """The block format (or GPTQ), None for float encodings."""
-        if self in _FLOATS:
-            return None
-        return QuantizationEncoding.from_name(self.value)
+        """The block format (or GPTQ); None for floats, narrow ones too, and for integers with scales of their own."""
+        known = QuantizationEncoding.__members__.get(self.value.upper())
+        return known if self not in _DTYPES else None
 
     @property
     def is_gguf_block(self) -> bool:
@@ -85,11 +87,15 @@ class SupportedEncoding(StrEnum):
                 f"{name!r} is unknown; there is: {', '.join(cls)}", param="quantization_encoding"
             ) from None
 
+    @property
+    def is_layered(self) -> bool:
+        """Whether it is one of layers whose codes and scales are tensors of their own."""
+        return self in _LAYERED
+
     @classmethod
-    def of_tensor(cls, quantization_encoding: QuantizationEncoding | None, dtype: DType) -> SupportedEncoding | None:
-        """The encoding of a tensor that is stored like this, None if there is no name for it."""
-        name = quantization_encoding.name if quantization_encoding is not None else str(dtype)
-        return cls(name) if name in cls.__members__ else None
+    def of_tensor(cls, stored_as: str) -> SupportedEncoding | None:
+        """The encoding of a tensor that is stored under this name, None if it is none of these."""
+        return cls(stored_as) if stored_as in cls.__members__ else None
 
 
 _DTYPES: Final = {
@@ -98,16 +104,20 @@ _DTYPES: Final = {
     SupportedEncoding.bfloat16: DType.bfloat16,
     SupportedEncoding.float8_e4m3fn: DType.float8_e4m3fn,
 }
-_FLOATS: Final = frozenset(_DTYPES) | {SupportedEncoding.float4_e2m1fnx2, SupportedEncoding.float6_e2m3fn}
-_NOT_RUN: Final = frozenset({
+_NOT_RUN: Final = frozenset({SupportedEncoding.float6_e2m3fn})
+_LAYERED: Final = frozenset({
     SupportedEncoding.gptq,
+    SupportedEncoding.awq,
+    SupportedEncoding.int4,
+    SupportedEncoding.int8,
+    SupportedEncoding.mxfp8,
+    SupportedEncoding.mxfp4,
     SupportedEncoding.float8_e4m3fn,
     SupportedEncoding.float4_e2m1fnx2,
-    SupportedEncoding.float6_e2m3fn,
 })
 
 RUNNABLE_ENCODINGS: Final = tuple(encoding for encoding in SupportedEncoding if encoding not in _NOT_RUN)
-"""What runs on this device: the three floats and every block format of GGUF."""
+"""What runs on this device."""
 
 # The first row with a mark inside the lower-cased base name wins. The documented marks come first, in their order;
 # those of further block formats follow, longer names before names they contain.
@@ -119,7 +129,9 @@ _MARKS: Final[tuple[tuple[tuple[str, ...], SupportedEncoding], ...]] = (
     (("q4_0",), SupportedEncoding.q4_0),
     (("q6_k",), SupportedEncoding.q6_k),
     (("gptq",), SupportedEncoding.gptq),
+    (("awq",), SupportedEncoding.awq),
     (("mxfp4",), SupportedEncoding.mxfp4),
+    (("mxfp8",), SupportedEncoding.mxfp8),
     (("f8", "fp8", "float8"), SupportedEncoding.float8_e4m3fn),
     (("fp6", "float6"), SupportedEncoding.float6_e2m3fn),
     (("fp4", "f4", "float4", "nvfp4"), SupportedEncoding.float4_e2m1fnx2),
@@ -136,8 +148,8 @@ def infer_encoding_from_name(path: str | PurePath) -> SupportedEncoding | None:
     """The encoding that a weight file's name tells, or None.
 
     The documented order decides: `f32|fp32|float32`, `bf16|bfloat16`, `fp16|float16`, `q4_k_m`, `q4_0`, `q6_k`, `gptq`,
-    `f8|fp8|float8`, `fp6|float6`, `fp4|f4|float4|nvfp4`. After them, beyond the documentation, `f16` and the names of
-    GGUF's other block formats; and `mxfp4` is that format, not FP4.
+    `f8|fp8|float8`, `fp6|float6`, `fp4|f4|float4|nvfp4`. Beyond the documentation, `awq`; `mxfp4` and `mxfp8`, which
+    are these formats, not FP4 and FP8; and last `f16` and the names of GGUF's other block formats.
     """
     name = PurePath(path).name.lower()
     return next((encoding for marks, encoding in _MARKS if any(mark in name for mark in marks)), None)

@@ -15,6 +15,7 @@ from puna.pipelines.lib.encoding_resolution import check_stored, stored_encoding
 from puna.pipelines.lib.encodings import SupportedEncoding, infer_encoding_from_name, require_runnable
 from puna.pipelines.lib.generation_config import generation_defaults
 from puna.pipelines.lib.kv_cache_config import KVCacheConfig
+from puna.pipelines.lib.quantization import with_quantized_layers
 from puna.pipelines.lib.registry import RopeType, SupportedArchitecture
 from puna.pipelines.sampling_params import SamplingParamsInput
 
@@ -153,11 +154,18 @@ class MAXModelConfig:
 
     @property
     def weights(self) -> Weights:
-        """The checkpoint, opened once. Raises as `puna.graph.weights.load_weights`."""
-        if self._weights is None:
-            from puna.graph.weights import load_weights
+        """The checkpoint, opened once, with one weight for the codes and scales of each quantized layer.
 
-            self._weights = load_weights(self.weight_files)
+        Raises:
+            As `puna.graph.weights.load_weights` and `puna.pipelines.lib.quantization.with_quantized_layers`.
+        """
+        if self._weights is None:
+            from puna.graph.weights import SafetensorWeights, load_weights
+
+            weights = load_weights(self.weight_files)
+            if isinstance(weights, SafetensorWeights):
+                weights = with_quantized_layers(weights, self.huggingface_config)
+            self._weights = weights
         return self._weights
 
     @property

@@ -36,8 +36,8 @@ def decoder_spec(config: Llama3Config) -> DecoderSpec:
     """The decoder of a configuration.
 
     Raises:
-        ValueError: `rms_norm` without `rms_norm_eps`, a stacked MLP with `quant_config`, sizes that do not fit.
-        UnsupportedModelError: something is carried that is not run: several devices per replica, adapters, GPTQ, FP8.
+        ValueError: `rms_norm` without `rms_norm_eps`, sizes that do not fit.
+        UnsupportedModelError: something is carried that is not run: several devices per replica, adapters.
     """
     _require_runnable(config)
     return DecoderSpec(
@@ -79,8 +79,6 @@ def _norm_eps(config: Llama3Config) -> float:
 
 
 def _require_runnable(config: Llama3Config) -> None:
-    if config.stacked_mlp and config.quant_config is not None:
-        raise ValueError("stacked_mlp cannot be combined with quant_config: gate and up have scales of their own")
     refused = (
         (
             "devices",
@@ -89,8 +87,6 @@ def _require_runnable(config: Llama3Config) -> None:
             f"one per replica ({config.data_parallel_degree})",
         ),
         ("lora_config", config.lora_config, config.lora_config is not None, "None"),
-        ("quantization_config", config.quantization_config, config.quantization_config is not None, "None"),
-        ("quant_config", config.quant_config, config.quant_config is not None, "None"),
     )
     for name, value, is_refused, supported in refused:
         if is_refused:

@@ -13,6 +13,7 @@ from puna.dtype import DType
 from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import DeviceRef, Graph
 from puna.graph.weights import WeightData, Weights, WeightsAdapter
+from puna.graph.weights.quantized import QuantizedWeight
 from puna.nn.kv_cache import KVCacheInputs, KVCacheParams
 from puna.nn.rotary_embedding import RotaryEmbedding
 from puna.nn.transformer import ReturnHiddenStates, ReturnLogits, build_decoder_graph
@@ -68,7 +69,9 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
     """The configuration that is made of the pipeline's."""
 
     state_dict: dict[str, Any]
-    """Weights to load into the model: name -> array, the names and the memory that the compiled model was bound to."""
+    """Weights to load into the model: name -> array, the names and the memory that the compiled model was bound to. Of
+    layers whose codes and scales are tensors of their own, an object that NumPy takes for an array and that decodes the
+    weight each time."""
 
     config: Llama3Config
     """The configuration of the loaded model, finalized."""
@@ -128,7 +131,7 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         if len(session.devices) != degree:
             devices = ", ".join(map(str, session.devices))
             raise UnsupportedModelError("devices of the session", devices, supported=f"one per replica ({degree})")
-        state_dict = self._read_weights()
+        state_dict = self._read_weights(is_exact=session.precision == "float32")
         config = self.config_class.initialize(self.pipeline_config)
         config.finalize(
             huggingface_config=self.huggingface_config,
@@ -143,7 +146,7 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         graph = build_decoder_graph(spec, state_dict)
         model = session.load(graph, weights_registry=state_dict)
         self.config = config
-        self.state_dict = {name: state_dict[name].data for name in graph.weights}
+        self.state_dict = {name: _array_of(state_dict[name]) for name in graph.weights}
         self._rope = spec.rope
         self._reading_models: dict[tuple[bool, tuple[int, ...]], Model | ReplicatedModel] = {}
         self._graph_of: Callable[..., Graph] = lambda **changes: build_decoder_graph(
@@ -244,8 +247,11 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
             raise TypeError(f"Llama3Inputs are needed, got {type(prev_model_inputs).__name__}")
         return next_inputs(next_tokens, prev_model_inputs, self._row_offsets, self._rope)
 
-    def _read_weights(self) -> dict[str, WeightData]:
-        """The tensors by the graph's names, converted where another float encoding was asked for."""
+    def _read_weights(self, *, is_exact: bool) -> dict[str, WeightData]:
+        """The tensors by the graph's names, converted where another float encoding was asked for.
+
+        With `is_exact` quantized layers that no format of the kernels holds are float32, not rounded.
+        """
         if self.adapter is not None:
             state_dict = self.adapter(
                 dict(self.weights.items()),
@@ -254,6 +260,8 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
             )
         else:
             state_dict = {name: tensor.data() for name, tensor in self.weights.items()}
+        if is_exact:
+            state_dict = {name: _widened(data) for name, data in state_dict.items()}
         cast = self.pipeline_config.model.cast
         if cast is None:
             return state_dict
@@ -284,6 +292,15 @@ class Llama3Model(LlamaModelBase):
     """Normalization layer."""
 
     config_class: ClassVar[type[Llama3Config]] = Llama3Config
+
+
+def _widened(data: WeightData) -> WeightData:
+    return data.widened() if isinstance(data, QuantizedWeight) else data
+
+
+def _array_of(data: WeightData) -> Any:
+    """A weight's memory; of one that is decoded when it is packed, what decodes it anew."""
+    return data if isinstance(data, QuantizedWeight) else data.data
 
 
 def _name_outputs(outputs: list[Buffer], logits_mode: ReturnLogits, states_mode: ReturnHiddenStates) -> ModelOutputs:

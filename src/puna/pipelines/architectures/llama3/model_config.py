@@ -23,7 +23,7 @@ from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingPa
 from puna.nn.transformer import DecoderSpec, ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures.llama3.decoder import decoder_spec, rotary_embedding
 from puna.pipelines.architectures.llama3.layout import CheckpointLayout
-from puna.pipelines.architectures.llama3.quantization import read_gptq_settings
+from puna.pipelines.architectures.llama3.quantization import read_gptq_settings, read_quant_config
 from puna.pipelines.architectures.llama3.rope_scaling import read_rope_settings
 from puna.pipelines.lib import (
     ArchConfigWithKVCache,
@@ -365,7 +365,7 @@ class Llama3Config(ArchConfigWithKVCache):
         """
         _check_norm_method(norm_method)
         layout = CheckpointLayout.of(state_dict)
-        self.quant_config = None
+        self.quant_config = read_quant_config(huggingface_config, state_dict)
         self.norm_dtype = layout.norm_dtype
         self.stacked_mlp = layout.stacked_mlp
         self.stacked_qkv = layout.stacked_qkv
