@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -26,6 +27,9 @@ CODE_FORMATS: Final = frozenset(
 )
 """Formats whose products take activations rounded to 8 bits, unless float32 precision is asked for."""
 
+_KEPT_BYTES: Final = 1 << 30
+"""Up to this size all weights stay in float32 once they were used; beyond it one at a time does."""
+
 
 @dataclass(frozen=True)
 class _Context:
@@ -33,6 +37,7 @@ class _Context:
 
     weights: Mapping[str, WeightData]
     is_exact: bool
+    keeps: bool
     values: dict[str, Float32Array] = field(default_factory=dict)
     adapters: AdapterSlots | None = None
     prefix: str = ""
@@ -40,6 +45,8 @@ class _Context:
 
     def weight(self, weight: Weight) -> Float32Array:
         name = self.prefix + weight.name
+        if not self.keeps:
+            return self.weights[name].to_float32()
         if name not in self.values:
             self.values[name] = self.weights[name].to_float32()
         return self.values[name]
@@ -79,7 +86,8 @@ class ReferenceExecutor:
         adapters: AdapterSlots | None = None,
     ) -> None:
         self.graph = graph
-        self._context = _Context(weights, is_exact, adapters=adapters)
+        size = sum(math.prod(weight.shape) for weight in weights.values()) * 4
+        self._context = _Context(weights, is_exact, size <= _KEPT_BYTES, adapters=adapters)
         tables = [node.op.weight.shape[0] for node in graph.nodes if isinstance(node.op, Embedding)]
         self._vocab_size = min(tables, default=None)
 

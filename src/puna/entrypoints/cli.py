@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "pull": ("puna.entrypoints.commands.models", "pull", "Fetch a model."),
     "rm": ("puna.entrypoints.commands.models", "rm", "Delete a fetched model."),
     "cache": ("puna.entrypoints.commands.cache", "cache", "Look after weights that are kept for later starts."),
+    "verify": ("puna.entrypoints.commands.verify", "verify", "Check that a model computes here what it should."),
     "convert": ("puna.entrypoints.commands.convert", "convert", "Write a checkpoint as a GGUF file."),
     "tokenize": ("puna.entrypoints.commands.tokenize", "tokenize", "Turn text into token ids."),
     "bench": ("puna.entrypoints.commands.bench", "bench", "Measure how fast a model runs here."),

@@ -13,7 +13,7 @@ from typing import Any, Final
 from puna import _native
 from puna.dtype import DType
 from puna.engine.registry import bind_weights
-from puna.graph.weights import GGUFWeights, Weights
+from puna.graph.weights import GGUFWeights, WeightData, Weights
 from puna.graph.weights.weight_data import stored_bytes
 from puna.models import ModelFiles, find_model
 from puna.nn.transformer import ReturnLogits, build_decoder_graph
@@ -142,6 +142,7 @@ class ModelHeader:
         config: Options and files.
         architecture: Its family.
         arch_config: Its numbers.
+        state_dict: Its weights by the graph's names, mapped and not read.
     """
 
     name: str
@@ -149,6 +150,7 @@ class ModelHeader:
     config: MAXModelConfig
     architecture: SupportedArchitecture
     arch_config: Any
+    state_dict: dict[str, WeightData]
 
     def knobs(self) -> list[Knob]:
         """Every number and switch that shapes the computation, with the place it was read from."""
@@ -245,13 +247,13 @@ def open_header(model: str, *, revision: str | None = None, kv_cache_dtype: str 
     pipeline_config = PipelineConfig(model=config)
     architecture = PIPELINE_REGISTRY.retrieve(pipeline_config)
     arch_config: Any = architecture.config.initialize(pipeline_config)
-    _finalize(arch_config, architecture, config, pipeline_config)
-    return ModelHeader(model, files, config, architecture, arch_config)
+    state_dict = _finalize(arch_config, architecture, config, pipeline_config)
+    return ModelHeader(model, files, config, architecture, arch_config, state_dict)
 
 
 def _finalize(
     arch_config: Any, architecture: SupportedArchitecture, config: MAXModelConfig, pipeline_config: PipelineConfig
-) -> None:
+) -> dict[str, WeightData]:
     """Settles what follows from the names and shapes of the tensors; their data are mapped, not read."""
     tensors: Any = dict(config.weights.items())
     adapter = None if config.weights_format is None else architecture.weight_adapters.get(config.weights_format)
@@ -269,6 +271,7 @@ def _finalize(
     )
     # What a load would refuse is refused here: numbers that the tensors contradict make no estimate.
     bind_weights(build_decoder_graph(arch_config.decoder_spec(), state_dict), state_dict)
+    return dict(state_dict)
 
 
 def open_tokenizer(model: str, *, revision: str | None = None, chat_template: Path | None = None) -> Tokenizer:
