@@ -39,6 +39,7 @@ KINDS = {
     "orion": ("none",),
     "gemma": ("none",),
     "ernie4_5": ("none",),
+    "seed_oss": ("none", "yarn"),
     "gemma2": ("none",),
     "gemma3_text": ("none",),
 }

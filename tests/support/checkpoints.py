@@ -23,6 +23,7 @@ Tensors = dict[str, Array]
 FAMILIES = (
     "llama",
     "mistral",
+    "ministral",
     "qwen2",
     "qwen3",
     "granite",
@@ -49,11 +50,13 @@ FAMILIES = (
     "gemma2",
     "gemma3_text",
     "ernie4_5",
+    "seed_oss",
 )
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
 # Not in transformers: these are compared with one of its classes on rearranged tensors.
 REARRANGED = ("exaone", "internlm", "internlm2", "internlm3", "minicpm", "baichuan", "orion")
-WITHOUT_GGUF = ("helium", "internlm", "internlm3")  # llama.cpp converts none, or to Llama
+# llama.cpp converts none, or to Llama; GGUF has no key for windows of some layers
+WITHOUT_GGUF = ("helium", "internlm", "internlm3", "ministral")
 GGUF_FAMILIES = tuple(family for family in FAMILIES if family not in WITHOUT_GGUF)
 ROPE_KINDS = ("none", "llama3", "longrope", "linear", "dynamic", "yarn")
 # Kinds of rotary scaling that a family's logits are compared under: all of them take one path, which Llama proves.
@@ -74,6 +77,8 @@ WINDOW = 11
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "ministral": "MinistralForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "granite": "GraniteForCausalLM",
     "phi3": "Phi3ForCausalLM",
@@ -119,6 +124,11 @@ _SIX_HEADS: dict[str, Any] = {"num_attention_heads": 6, "num_key_value_heads": 2
 _OWN: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": WINDOW},
+    "ministral": {
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "seed_oss": {"attention_bias": True, "attention_out_bias": False},
     "qwen2": {
         "tie_word_embeddings": True,
         "use_sliding_window": True,
@@ -366,7 +376,7 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
             matrix(f"{base}.mlp.gate_proj", width, hidden)
             matrix(f"{base}.mlp.up_proj", width, hidden)
         matrix(f"{base}.self_attn.o_proj", hidden, heads * size)
-        has_output_bias = config.get("attention_bias") and family not in ("glm", "glm4")
+        has_output_bias = config.get("attention_bias") and family not in ("glm", "glm4", "seed_oss")
         if has_output_bias or config.get("bias") or config.get("use_bias"):
             vector(f"{base}.self_attn.o_proj.bias", hidden)
         matrix(f"{base}.mlp.down_proj", hidden, width)

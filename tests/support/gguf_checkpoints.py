@@ -59,7 +59,7 @@ def gguf_name(name: str, family: str) -> str:
     if stem in _GGUF_TOP:
         return f"{_GGUF_TOP[stem]}.{kind}"
     _, _, layer, module = stem.split(".", 3)
-    if family in _POST_NORMED and module == "post_attention_layernorm":
+    if family in (*_POST_NORMED, "seed_oss") and module == "post_attention_layernorm":
         return f"blk.{layer}.post_attention_norm.{kind}"
     return f"blk.{layer}.{_GGUF_LAYER[module]}.{kind}"
 

@@ -25,4 +25,5 @@ CHANGES: dict[str, dict[str, Any]] = {
     "baichuan": {"num_hidden_layers": 32},  # how it tells 7B, which rotates, from 13B, which does not
     "cohere2": {"head_dim": None, "num_attention_heads": 6, "num_key_value_heads": 2},
     "phi3": {"sliding_window": None},
+    "ministral": {"sliding_window": None, "layer_types": None},
 }

@@ -18,6 +18,7 @@ from puna.tokenization.definition import Section
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SEED = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -76,6 +77,8 @@ _CL100K = PreTokenizer((_split(_LLAMA3), _byte_level(use_regex=False)))
 _LLAMA = PreTokenizer((_split(_LLAMA3), _byte_level(use_regex=False)), ignore_merges=True, add_bos=True)
 _QWEN = PreTokenizer((_split(_QWEN2), _byte_level(use_regex=False)), normalizer=_NFC)
 _NEMO = PreTokenizer((_split(_TEKKEN), _byte_level(use_regex=False)), ignore_merges=True, add_bos=True)
+_SEED_CODER = PreTokenizer((_split(_SEED), _byte_level(use_regex=False)))
+_DIGITS_GPT2_NFC = PreTokenizer((_SINGLE_DIGITS, _byte_level(use_regex=True)), normalizer=_NFC)
 _O200K = PreTokenizer((_split(_GPT4O), _byte_level(use_regex=False)))
 _DEEPSEEK_V3 = PreTokenizer(
     (
@@ -120,7 +123,13 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
         "llama-v3": _LLAMA,
         "llama-bpe": _LLAMA,
         "falcon3": _LLAMA,
+        "command-r": _DIGITS_GPT2_NFC,
         "dbrx": _CL100K,
+        "chatglm-bpe": _CL100K,
+        "glm4": _CL100K,
+        "seed-coder": _SEED_CODER,
+        "stablelm2": _QWEN,
+        "deepseek-r1-qwen": _QWEN,
         "smaug-bpe": _CL100K,
         "qwen2": _QWEN,
         "tekken": _NEMO,

@@ -31,6 +31,7 @@ _FAMILIES: Final = (
     "orion",
     "gemma",
     "ernie4_5",
+    "seed_oss",
 )
 """Folders of families; the `arch` module of each lists its `ARCHITECTURES`."""
 

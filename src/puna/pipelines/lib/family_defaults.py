@@ -11,98 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
+from puna.pipelines.lib.common_defaults import COHERE, COMMON, GEMMA, GEMMA_2, GLM, LLAMA, OLMO2
+
 __all__ = ["FAMILIES", "FamilyDefaults"]
-
-_COMMON: Final = MappingProxyType({
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "hidden_act": "silu",
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "pad_token_id": None,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-})
-_LLAMA: Final = MappingProxyType({
-    **_COMMON,
-    "vocab_size": 32000,
-    "intermediate_size": 11008,
-    "num_key_value_heads": None,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "mlp_bias": False,
-})
-_OLMO2: Final = MappingProxyType({
-    **_COMMON,
-    "vocab_size": 50304,
-    "intermediate_size": 11008,
-    "num_key_value_heads": None,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "attention_bias": False,
-    "pad_token_id": 1,
-    "bos_token_id": None,
-    "eos_token_id": 50279,
-})
-
-
-_COHERE: Final = MappingProxyType({
-    **_COMMON,
-    "vocab_size": 256000,
-    "hidden_size": 8192,
-    "intermediate_size": 22528,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 64,
-    "num_key_value_heads": None,
-    "max_position_embeddings": 8192,
-    "layer_norm_eps": 1e-5,
-    "logit_scale": 0.0625,
-    "attention_bias": False,
-    "tie_word_embeddings": True,
-    "pad_token_id": 0,
-    "bos_token_id": 5,
-    "eos_token_id": 255001,
-})
-_GEMMA: Final = MappingProxyType({
-    **{key: value for key, value in _COMMON.items() if key != "hidden_act"},
-    "vocab_size": 256000,
-    "head_dim": 256,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "tie_word_embeddings": True,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-})
-_GEMMA_2: Final = MappingProxyType({
-    **_GEMMA,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-})
-_GLM: Final = MappingProxyType({
-    **_COMMON,
-    "vocab_size": 151552,
-    "intermediate_size": 13696,
-    "num_hidden_layers": 40,
-    "num_key_value_heads": 2,
-    "head_dim": 128,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1.5625e-7,
-    "attention_bias": True,
-    "pad_token_id": 151329,
-    "bos_token_id": None,
-    "eos_token_id": [151329, 151336, 151338],
-})
-
 
 @dataclass(frozen=True)
 class FamilyDefaults:
@@ -132,11 +43,23 @@ class FamilyDefaults:
 
 
 FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
-    "llama": FamilyDefaults("LlamaForCausalLM", _LLAMA),
+    "llama": FamilyDefaults("LlamaForCausalLM", LLAMA),
     "mistral": FamilyDefaults(
         "MistralForCausalLM",
         MappingProxyType({
-            **_COMMON,
+            **COMMON,
+            "vocab_size": 32000,
+            "intermediate_size": 14336,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 4096 * 32,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": 4096,
+        }),
+    ),
+    "ministral": FamilyDefaults(
+        "MinistralForCausalLM",
+        MappingProxyType({
+            **COMMON,
             "vocab_size": 32000,
             "intermediate_size": 14336,
             "num_key_value_heads": 8,
@@ -148,7 +71,7 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     "qwen2": FamilyDefaults(
         "Qwen2ForCausalLM",
         MappingProxyType({
-            **_COMMON,
+            **COMMON,
             "vocab_size": 151936,
             "intermediate_size": 22016,
             "num_key_value_heads": 32,
@@ -164,7 +87,7 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     "qwen3": FamilyDefaults(
         "Qwen3ForCausalLM",
         MappingProxyType({
-            **_COMMON,
+            **COMMON,
             "vocab_size": 151936,
             "intermediate_size": 22016,
             "num_key_value_heads": 32,
@@ -182,7 +105,7 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     "granite": FamilyDefaults(
         "GraniteForCausalLM",
         MappingProxyType({
-            **_LLAMA,
+            **LLAMA,
             "embedding_multiplier": 1.0,
             "residual_multiplier": 1.0,
             "attention_multiplier": 1.0,
@@ -192,7 +115,7 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     "phi3": FamilyDefaults(
         "Phi3ForCausalLM",
         MappingProxyType({
-            **_COMMON,
+            **COMMON,
             "vocab_size": 32064,
             "hidden_size": 3072,
             "intermediate_size": 8192,
@@ -211,7 +134,7 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     "olmo": FamilyDefaults(
         "OlmoForCausalLM",
         MappingProxyType({
-            **_COMMON,
+            **COMMON,
             "vocab_size": 50304,
             "intermediate_size": 11008,
             "num_key_value_heads": None,
@@ -223,12 +146,12 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
             "eos_token_id": 50279,
         }),
     ),
-    "olmo2": FamilyDefaults("Olmo2ForCausalLM", _OLMO2),
-    "olmo3": FamilyDefaults("Olmo3ForCausalLM", MappingProxyType({**_OLMO2, "sliding_window": 4096})),
+    "olmo2": FamilyDefaults("Olmo2ForCausalLM", OLMO2),
+    "olmo3": FamilyDefaults("Olmo3ForCausalLM", MappingProxyType({**OLMO2, "sliding_window": 4096})),
     "smollm3": FamilyDefaults(
         "SmolLM3ForCausalLM",
         MappingProxyType({
-            **_LLAMA,
+            **LLAMA,
             "vocab_size": 128256,
             "hidden_size": 2048,
             "num_hidden_layers": 36,
@@ -246,17 +169,17 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
         }),
     ),
     "cohere": FamilyDefaults(
-        "CohereForCausalLM", MappingProxyType({**_COHERE, "use_qk_norm": False, "rope_theta": 500000.0})
+        "CohereForCausalLM", MappingProxyType({**COHERE, "use_qk_norm": False, "rope_theta": 500000.0})
     ),
     "cohere2": FamilyDefaults(
-        "Cohere2ForCausalLM", MappingProxyType({**_COHERE, "head_dim": 128, "sliding_window": 4096})
+        "Cohere2ForCausalLM", MappingProxyType({**COHERE, "head_dim": 128, "sliding_window": 4096})
     ),
-    "glm": FamilyDefaults("GlmForCausalLM", _GLM, has_partial_rotary=True, partial_rotary_factor=0.5),
-    "glm4": FamilyDefaults("Glm4ForCausalLM", _GLM, has_partial_rotary=True, partial_rotary_factor=0.5),
+    "glm": FamilyDefaults("GlmForCausalLM", GLM, has_partial_rotary=True, partial_rotary_factor=0.5),
+    "glm4": FamilyDefaults("Glm4ForCausalLM", GLM, has_partial_rotary=True, partial_rotary_factor=0.5),
     "stablelm": FamilyDefaults(
         "StableLmForCausalLM",
         MappingProxyType({
-            **_COMMON,
+            **COMMON,
             "vocab_size": 50304,
             "hidden_size": 2560,
             "intermediate_size": 6912,
@@ -275,7 +198,7 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     "helium": FamilyDefaults(
         "HeliumForCausalLM",
         MappingProxyType({
-            **_LLAMA,
+            **LLAMA,
             "vocab_size": 48000,
             "hidden_size": 2560,
             "intermediate_size": 7040,
@@ -292,7 +215,7 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     "exaone4": FamilyDefaults(
         "Exaone4ForCausalLM",
         MappingProxyType({
-            **_COMMON,
+            **COMMON,
             "vocab_size": 102400,
             "intermediate_size": 16384,
             "num_key_value_heads": 32,
@@ -306,7 +229,7 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     "exaone": FamilyDefaults(
         "ExaoneForCausalLM",
         MappingProxyType({
-            **_LLAMA,
+            **LLAMA,
             "vocab_size": 102400,
             "intermediate_size": 16384,
             "rms_norm_eps": 1e-5,
@@ -320,23 +243,23 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     ),
     "internlm": FamilyDefaults(
         "InternLMForCausalLM",
-        MappingProxyType({**_LLAMA, "vocab_size": 103168, "attention_bias": True}),
+        MappingProxyType({**LLAMA, "vocab_size": 103168, "attention_bias": True}),
         aliases=MappingProxyType({"bias": "attention_bias"}),
     ),
     "internlm2": FamilyDefaults(
         "InternLM2ForCausalLM",
-        MappingProxyType({**_LLAMA, "vocab_size": 103168}),
+        MappingProxyType({**LLAMA, "vocab_size": 103168}),
         aliases=MappingProxyType({"bias": "attention_bias"}),
     ),
     "internlm3": FamilyDefaults(
         "InternLM3ForCausalLM",
-        MappingProxyType({**_LLAMA, "vocab_size": 128512, "num_key_value_heads": 32, "max_position_embeddings": 32768}),
+        MappingProxyType({**LLAMA, "vocab_size": 128512, "num_key_value_heads": 32, "max_position_embeddings": 32768}),
         aliases=MappingProxyType({"bias": "mlp_bias", "qkv_bias": "attention_bias"}),
     ),
     "minicpm": FamilyDefaults(
         "MiniCPMForCausalLM",
         MappingProxyType({
-            **_LLAMA,
+            **LLAMA,
             "scale_emb": 1,
             "scale_depth": 1,
             "dim_model_base": 1,
@@ -345,14 +268,14 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     ),
     "baichuan": FamilyDefaults(
         "BaichuanForCausalLM",
-        MappingProxyType({**_LLAMA, "vocab_size": 64000, "max_position_embeddings": 4096}),
+        MappingProxyType({**LLAMA, "vocab_size": 64000, "max_position_embeddings": 4096}),
         aliases=MappingProxyType({"model_max_length": "max_position_embeddings"}),
         other_architectures=("BaiChuanForCausalLM",),
     ),
     "orion": FamilyDefaults(
         "OrionForCausalLM",
         MappingProxyType({
-            **{key: value for key, value in _LLAMA.items() if key != "rms_norm_eps"},
+            **{key: value for key, value in LLAMA.items() if key != "rms_norm_eps"},
             "vocab_size": 84608,
             "intermediate_size": 15360,
             "hidden_size": 5120,
@@ -366,7 +289,7 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     "gemma": FamilyDefaults(
         "GemmaForCausalLM",
         MappingProxyType({
-            **_GEMMA,
+            **GEMMA,
             "hidden_size": 3072,
             "intermediate_size": 24576,
             "num_hidden_layers": 28,
@@ -377,12 +300,12 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
     ),
     "gemma2": FamilyDefaults(
         "Gemma2ForCausalLM",
-        MappingProxyType({**_GEMMA_2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
+        MappingProxyType({**GEMMA_2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}),
     ),
     "gemma3_text": FamilyDefaults(
         "Gemma3ForCausalLM",
         MappingProxyType({
-            **_GEMMA_2,
+            **GEMMA_2,
             "vocab_size": 262208,
             "max_position_embeddings": 131072,
             "rope_theta": 1000000.0,
@@ -390,10 +313,27 @@ FAMILIES: Final[Mapping[str, FamilyDefaults]] = MappingProxyType({
         }),
         has_local_rope=True,
     ),
+    "seed_oss": FamilyDefaults(
+        "SeedOssForCausalLM",
+        MappingProxyType({
+            **LLAMA,
+            "vocab_size": 155136,
+            "intermediate_size": 27648,
+            "num_hidden_layers": 64,
+            "num_attention_heads": 80,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 524288,
+            "attention_bias": True,
+            "attention_out_bias": False,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
+        }),
+    ),
     "ernie4_5": FamilyDefaults(
         "Ernie4_5ForCausalLM",
         MappingProxyType({
-            **_COMMON,
+            **COMMON,
             "vocab_size": 103424,
             "hidden_size": 1024,
             "intermediate_size": 3072,

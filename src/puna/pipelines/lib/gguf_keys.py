@@ -74,6 +74,7 @@ GGUF_FAMILIES: Final = MappingProxyType({
         values=_GELU,
     ),
     "ernie4_5": GGUFFamily("ernie4_5"),
+    "seed_oss": GGUFFamily("seed_oss"),
     "baichuan": GGUFFamily("baichuan"),
     "orion": GGUFFamily("orion", norm="layer_norm_eps"),
 })

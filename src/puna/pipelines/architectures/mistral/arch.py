@@ -1,4 +1,4 @@
-"""The registry's entry for Mistral."""
+"""The registry's entries for Mistral and Ministral."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Final
 
 from puna.graph.weights import WeightsFormat
 from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
-from puna.pipelines.architectures.mistral.model import MistralModel
-from puna.pipelines.architectures.mistral.model_config import MistralConfig
+from puna.pipelines.architectures.mistral.model import MinistralModel, MistralModel
+from puna.pipelines.architectures.mistral.model_config import MinistralConfig, MistralConfig
 from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
 
 __all__ = ["ARCHITECTURES"]
@@ -31,6 +31,21 @@ ARCHITECTURES: Final = (
         default_weights_format=WeightsFormat.safetensors,
         rope_type=MistralConfig.default_rope_type,
         multi_gpu_supported=True,
+        written_gguf_architecture="llama",
+    ),
+    SupportedArchitecture(
+        name="MinistralForCausalLM",
+        example_repo_ids=("mistralai/Ministral-8B-Instruct-2410",),
+        default_encoding=SupportedEncoding.bfloat16,
+        supported_encodings=tuple(SupportedEncoding),
+        pipeline_model=MinistralModel,
+        config=MinistralConfig,
+        weight_adapters={
+            WeightsFormat.safetensors: safetensors_state_dict,
+            WeightsFormat.gguf: gguf_state_dict,
+        },
+        default_weights_format=WeightsFormat.safetensors,
+        rope_type=MinistralConfig.default_rope_type,
         written_gguf_architecture="llama",
     ),
 )

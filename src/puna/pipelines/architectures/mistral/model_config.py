@@ -1,4 +1,4 @@
-"""`MistralConfig`: what Mistral has beyond Llama, the sliding window."""
+"""`MistralConfig`, `MinistralConfig`: what they have beyond Llama, sliding windows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, Self
 
 from puna.errors import UnsupportedModelError
 from puna.nn.transformer import DecoderSpec
+from puna.pipelines.architectures.layer_types import LayerTypesConfig
 from puna.pipelines.architectures.llama3 import Llama3Config
 from puna.pipelines.lib import MAXModelConfig, PipelineConfig
 from puna.pipelines.lib.config_values import config_source, read_count, read_value
 
-__all__ = ["MistralConfig"]
+__all__ = ["MinistralConfig", "MistralConfig"]
 
 
 @dataclass(kw_only=True)
@@ -54,3 +55,15 @@ class MistralConfig(Llama3Config):
     def decoder_spec(self) -> DecoderSpec:
         """The decoder that the fields describe. Raises as `Llama3Config.decoder_spec`."""
         return replace(super().decoder_spec(), sliding_window=self.sliding_window)
+
+
+@dataclass(kw_only=True)
+class MinistralConfig(LayerTypesConfig):
+    """The numbers of a Ministral model: layers with a window, which `layer_types` names; without that key all are."""
+
+    @classmethod
+    def windowed_layers(cls, huggingface_config: Any, num_layers: int) -> frozenset[int]:
+        """As `LayerTypesConfig.windowed_layers`, without a period."""
+        if read_value(huggingface_config, "layer_types") is None:
+            return frozenset(range(num_layers))
+        return super().windowed_layers(huggingface_config, num_layers)

@@ -1,0 +1,1 @@
+"""Seed-OSS: Llama with biases on Q, K and V, and names of its own in GGUF files."""
