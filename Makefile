@@ -77,6 +77,7 @@ oracles: $(ORACLES)/.built
 $(ORACLES)/.created: $(VENV)/.tools tools/oracles.txt
 	test -x $(ORACLES)/bin/python || $(BIN)/python -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet -r tools/oracles.txt
+	tools/json_schema_suite.sh $(ORACLES)
 	@touch $@
 
 $(ORACLES)/.llama_cpp: $(ORACLES)/.created tools/llama_cpp.sh

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from puna.pipelines.beam_search_params import BeamSearchParams as BeamSearchParams
     from puna.pipelines.sampling_params import RepetitionDetection as RepetitionDetection
     from puna.pipelines.sampling_params import SamplingParams as SamplingParams
+    from puna.structured_output.params import StructuredOutputsParams as StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _EXPORTS: Final = {
     "BeamSearchParams": "puna.pipelines.beam_search_params",
     "RepetitionDetection": "puna.pipelines.sampling_params",
     "SamplingParams": "puna.pipelines.sampling_params",
+    "StructuredOutputsParams": "puna.structured_output.params",
 }
 
 __all__ = [*_EXPORTS, "__version__"]

@@ -173,9 +173,6 @@ def test_waiting_line_has_an_end() -> None:
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"json_schema": "{}"}, "response_format"),
-        ({"grammar": "root ::= x"}, "response_format"),
-        ({"matcher": object()}, "response_format"),
         ({"target_endpoint": "tcp://elsewhere"}, "target_endpoint"),
         ({"params": SamplingParams(thinking_temperature=1.0)}, "thinking_temperature"),
     ],

@@ -34,6 +34,11 @@ _COMMANDS: Final = {
     "verify": ("puna.entrypoints.commands.verify", "verify", "Check that a model computes here what it should."),
     "convert": ("puna.entrypoints.commands.convert", "convert", "Write a checkpoint as a GGUF file."),
     "tokenize": ("puna.entrypoints.commands.tokenize", "tokenize", "Turn text into token ids."),
+    "schema-check": (
+        "puna.entrypoints.commands.schema_check",
+        "schema_check",
+        "Say whether answers can be held to a JSON schema.",
+    ),
     "bench": ("puna.entrypoints.commands.bench", "bench", "Measure how fast a model runs here."),
     "doctor": ("puna.entrypoints.commands.doctor", "doctor", "Tell what was found out about this machine."),
 }

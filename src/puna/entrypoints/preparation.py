@@ -20,6 +20,7 @@ from puna.pipelines.prompt_reading import LogprobReader
 from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.request import GenerateRequest
 from puna.pipelines.sampling_params import SamplingParams
+from puna.structured_output import ConstraintState, GrammarCompiler, Vocabulary
 from puna.tokenization import Tokenizer
 
 __all__ = ["Message", "Preparation", "Prompt", "Rendered", "as_requests"]
@@ -118,6 +119,7 @@ class Preparation:
         # Rows beyond the tokenizer are padding; tokens beyond the rows cannot be read.
         rows = int(loaded.model.config.vocab_size)
         self.vocab_size = min(self.tokenizer.vocab_size, rows) if self.has_tokenizer else rows
+        self._grammars = GrammarCompiler(self._vocabulary)
         self._dry_breakers = lru_cache(maxsize=16)(self._find_dry_breakers)
 
     @property
@@ -195,7 +197,7 @@ class Preparation:
         loaded, params = self._loaded, request.sampling_params
         if request.model_name not in (None, loaded.name):
             raise InvalidRequestError(f"{request.model_name!r} is not loaded; there is: {loaded.name}", param="model")
-        for name in ("stop", "bad_words"):
+        for name in ("stop", "bad_words", "structured_outputs"):
             if getattr(params, name) and not self.has_tokenizer:
                 raise InvalidRequestError("needs a tokenizer, and this model has none", param=name)
         text, ids = self.encode(request)
@@ -275,8 +277,32 @@ class Preparation:
             cache_salt=request.cache_salt,
             seed=self._seed(params),
             reader=reader,
+            matcher=self._matcher(params),
             bad_words=self._bad_words(params),
             dry_breakers=self._breakers(params),
+        )
+
+    def _matcher(self, params: SamplingParams) -> ConstraintState | None:
+        """The beginning of the grammar that a request states."""
+        if params.structured_outputs is None:
+            return None
+        constraint = self._grammars.compile(params.structured_outputs)
+        for token in params.stop_token_ids or ():
+            if token not in self.tokenizer.special_token_ids:
+                raise InvalidRequestError(
+                    f"{token} is no control token; under a grammar it would add to the text that it ends",
+                    param="stop_token_ids",
+                )
+        return constraint.begin()
+
+    def _vocabulary(self) -> Vocabulary:
+        tokenizer = self.tokenizer
+        return Vocabulary(
+            self.vocab_size,
+            tokenizer.token_bytes,
+            tokenizer.special_token_ids.__contains__,
+            tokenizer.eos_token_ids,
+            lambda text: tokenizer.encode(text, add_special_tokens=False),
         )
 
     def _num_truncated(self, params: SamplingParams, length: int) -> int:

@@ -8,13 +8,14 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from puna.errors import PunaError
 from puna.pipelines.context import LogProbabilities, TextContext
 from puna.pipelines.kv_cache import BlockCounts, CacheRow, StoreCounts
 from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.request import RequestID
-from puna.pipelines.sampling import SampledTokens, SamplingRow
+from puna.pipelines.sampling import AllowedTokens, SampledTokens, SamplingRow
 
 
 class FinishReason(StrEnum):
@@ -104,13 +105,33 @@ class ScheduledBatch:
         """The rows that tokens are drawn from; one from which several are drawn is there several times."""
         return [index for index, row in enumerate(self.rows) for _ in row.samples]
 
-    def sampling_rows(self, earlier: Sequence[StepResult]) -> list[SamplingRow]:
-        """What the sampler needs to know for each drawn token, after the turn's `earlier` passes."""
-        contexts = [context for row in self.rows for context in row.samples]
+    @property
+    def samples(self) -> list[TextContext]:
+        """Who gets a token, in the order of `sampling_indices`."""
+        return [context for row in self.rows for context in row.samples]
+
+    def sampling_rows(
+        self, earlier: Sequence[StepResult], allowed: Sequence[AllowedTokens] | None = None
+    ) -> list[SamplingRow]:
+        """What the sampler needs to know for each drawn token.
+
+        Args:
+            earlier: The turn's earlier passes.
+            allowed: What the grammars of `samples` allow; None: none of them has one.
+        """
+        contexts = self.samples
+        if allowed is not None:
+            drawn = self.drawn(earlier)
+            return [SamplingRow.of(*values) for values in zip(contexts, drawn, allowed, strict=True)]
         if not earlier:
             return [SamplingRow.of(context) for context in contexts]
-        drawn = np.stack([result.sampled.tokens for result in earlier], axis=1)
-        return [SamplingRow.of(context, tokens) for context, tokens in zip(contexts, drawn, strict=True)]
+        return [SamplingRow.of(*values) for values in zip(contexts, self.drawn(earlier), strict=True)]
+
+    def drawn(self, earlier: Sequence[StepResult]) -> npt.NDArray[np.int64]:
+        """What the turn's earlier passes drew for each of `samples`, int64 `[B, n]`."""
+        if not earlier:
+            return np.zeros((len(self.samples), 0), dtype=np.int64)
+        return np.stack([result.sampled.tokens for result in earlier], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +178,7 @@ class SchedulerCounts:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one forward pass gave, in the order of `ScheduledBatch.sampling_rows`.
+    """What one forward pass gave, in the order of `ScheduledBatch.samples`.
 
     Attributes:
         sampled: The tokens, and log-probabilities where they were asked for.

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.request import RequestID, new_request_id
 from puna.pipelines.sampling_params import SamplingParams
 from puna.pipelines.tokens import TokenBuffer, ends_in_repetition
+from puna.structured_output.constraint import ConstraintState
 
 __all__ = [
     "BatchType",
@@ -173,9 +174,7 @@ class TextContext:
         dry_breakers: Tokens that interrupt a repetition for the DRY penalty.
         mirostat: What mirostat remembers; forks share it.
         stop_reason: The token id or the word that ended the text, where it was not the end-of-sequence token.
-        json_schema: A JSON schema that the text must satisfy, or None.
-        grammar: A grammar that the text must satisfy, or None.
-        matcher: The state of the schema or grammar, or None.
+        matcher: Where the text stands in the grammar that it must follow, or None.
         status: Where the request stands.
         cached_prefix_length: Prompt tokens that were found in the prefix cache when it was first admitted.
         vocab_size: Tokens of the tokenizer; 0: not checked.
@@ -205,9 +204,7 @@ class TextContext:
     dry_breakers: frozenset[int] = frozenset()
     mirostat: MirostatState = field(default_factory=MirostatState)
     stop_reason: int | str | None = None
-    json_schema: str | None = None
-    grammar: str | None = None
-    matcher: Any = None
+    matcher: ConstraintState | None = None
     status: GenerationStatus = GenerationStatus.ACTIVE
     cached_prefix_length: int = 0
     vocab_size: int = 0
@@ -274,6 +271,7 @@ class TextContext:
         """Another continuation of what there is so far; from here on the two go separate ways."""
         other = copy.copy(self)
         other.choice = choice
+        other.matcher = None if self.matcher is None else self.matcher.fork()
         other.tokens = self.tokens.copy()
         other._pending_log_probabilities = list(self._pending_log_probabilities)
         return other

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from puna.errors import InvalidRequestError
 from puna.pipelines.filter_values import FilterValues
 from puna.pipelines.ranges import require_integer, require_number
+from puna.structured_output.params import StructuredOutputsParams
 
 __all__ = [
     "MAX_CHOICES",
@@ -123,6 +124,9 @@ class SamplingParams:
         prompt_logprobs: The same for the prompt's tokens.
         logprob_token_ids: Up to 1024 tokens that are reported at each position too.
         logprobs_mode: `raw`: of the model's logits; `processed`: of what the draw was made from.
+        structured_outputs: What the text must look like, such as a JSON schema; None: anything. The text ends where
+            that lets it, so that `stop`, `repetition_detection` and `ignore_eos` do not go together with it (the first
+            two do with a `structural_tag`).
         logits_processors: Functions that edit the request's logits before everything else, in order.
         truncate_prompt_tokens: Only this many last tokens of the prompt, from 1, or -1 for as many as the context
             holds; None: a prompt that is too long is refused.
@@ -174,6 +178,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     logprob_token_ids: Sequence[int] | None = None
     logprobs_mode: LogprobsMode = "raw"
+    structured_outputs: StructuredOutputsParams | None = None
     logits_processors: Sequence[LogitsProcessor] | None = None
     truncate_prompt_tokens: int | None = None
     detokenize: bool = True
@@ -327,6 +332,9 @@ class SamplingParams:
         detection = cast(object, self.repetition_detection)
         if detection is not None and not isinstance(detection, RepetitionDetection):
             raise InvalidRequestError(f"must be a RepetitionDetection, got {detection!r}", param="repetition_detection")
+        outputs = cast(object, self.structured_outputs)
+        if outputs is not None and not isinstance(outputs, StructuredOutputsParams):
+            raise InvalidRequestError(f"must be StructuredOutputsParams, got {outputs!r}", param="structured_outputs")
         if self.logits_processors is not None:
             if not all(callable(process) for process in self.logits_processors):
                 raise InvalidRequestError("must be functions", param="logits_processors")
@@ -344,8 +352,22 @@ class SamplingParams:
             )
         if self.stop and not self.detokenize:
             raise InvalidRequestError("stop strings are looked for in text, and detokenize is off", param="stop")
+        if self.structured_outputs is not None:
+            self._check_with_grammar(self.structured_outputs)
         if self.logprob_token_ids and self.logprobs is None and self.prompt_logprobs is None:
             raise InvalidRequestError("needs logprobs or prompt_logprobs", param="logprob_token_ids")
+
+
+    def _check_with_grammar(self, outputs: StructuredOutputsParams) -> None:
+        """Refuses what would end a text where its grammar does not, or keep it from ending."""
+        cutting = ["ignore_eos"]
+        if outputs.kind != "structural_tag":  # what stands between tags may end anywhere
+            cutting += ["stop", "repetition_detection"]
+        for name in cutting:
+            if getattr(self, name):
+                raise InvalidRequestError(
+                    f"does not go together with {outputs.param}, which says where the text ends", param=name
+                )
 
 
 class SamplingParamsInput:

@@ -74,8 +74,6 @@ class Scheduler:
         Raises:
             InvalidRequestError: The request asks for what is not there, or can never fit the cache.
         """
-        if context.json_schema is not None or context.grammar is not None or context.matcher is not None:
-            raise InvalidRequestError("structured output is not available", param="response_format")
         if context.target_endpoint is not None:
             raise InvalidRequestError("requests are not handed to other workers", param="target_endpoint")
         if context.sampling_params.thinking_temperature is not None:

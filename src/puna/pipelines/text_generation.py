@@ -12,7 +12,7 @@ from puna.pipelines.batch import GenerationDelta, LoopTimes, ScheduledBatch, Sch
 from puna.pipelines.context import TextContext
 from puna.pipelines.prompt_reading import hand_out_rows
 from puna.pipelines.request import RequestID
-from puna.pipelines.sampling import Sampler
+from puna.pipelines.sampling import AllowedTokensFinder, Sampler
 from puna.pipelines.scheduler import Scheduler
 
 
@@ -58,6 +58,7 @@ class TextGenerationPipeline:
         self._model = model
         self._scheduler = scheduler
         self._sampler = sampler
+        self._finder = AllowedTokensFinder()
         self._num_steps = 0
         self._step_s = self._model_s = 0.0
 
@@ -131,13 +132,14 @@ class TextGenerationPipeline:
         inputs = self._model.prepare_initial_token_inputs(batch.contexts, cache)
         while True:
             begin = time.perf_counter()
+            grammars = self._finder.find(batch.samples, lambda: batch.drawn(results))  # while the model computes
             outputs = self._execute(batch, inputs)
             self._model_s += time.perf_counter() - begin
             logits = outputs.next_token_logits.to_numpy()
             indices = batch.sampling_indices
             if indices != list(range(len(logits))):  # else a copy of all logits is saved
                 logits = logits[indices]
-            sampled = self._sampler.sample(logits, batch.sampling_rows(results))
+            sampled = self._sampler.sample(logits, batch.sampling_rows(results, grammars and grammars()))
             results.append(StepResult(sampled))
             if len(results) == batch.num_steps:
                 return results

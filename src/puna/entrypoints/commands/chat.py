@@ -12,6 +12,7 @@ from puna.entrypoints.commands.options import (
     one_answer_params,
     sampling_options,
     stated_values,
+    structure_options,
 )
 from puna.entrypoints.console import note, progress, warn
 from puna.errors import PunaError, UnsupportedModelError
@@ -23,6 +24,7 @@ _BLOCK_SIZE: Final = 32
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.option("--system", metavar="TEXT", help="A system message.")
+@structure_options
 @sampling_options
 @loading_options
 @click.option("-v", "--verbose", is_flag=True, help="Show tokens and times after each answer.")

@@ -13,6 +13,7 @@ from puna.entrypoints.commands.options import (
     read_text,
     sampling_options,
     stated_values,
+    structure_options,
 )
 from puna.entrypoints.console import note, print_json, progress, warn, write_text
 from puna.errors import InvalidRequestError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", required=True, metavar="TEXT", help="The prompt; - reads it from standard input.")
 @click.option("--chat/--no-chat", default=None, help="Use the chat template.  [default: if the model has one]")
 @click.option("--system", metavar="TEXT", help="A system message before the prompt (chat only).")
+@structure_options
 @sampling_options
 @click.option("--logprobs", type=int, help="With --json: log-probabilities of tokens and of this many likeliest ones.")
 @click.option("--prompt-logprobs", type=int, help="With --json: the same for the prompt.")

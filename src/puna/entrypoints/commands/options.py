@@ -13,6 +13,7 @@ from puna.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from puna.pipelines.sampling_params import SamplingParams, SamplingParamsInput
+    from puna.structured_output.params import StructuredOutputsParams
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -105,6 +106,47 @@ _LOADING: Final = (
 )
 
 
+_STRUCTURE: Final = (
+    click.option("--json-schema", metavar="FILE", help="Answer with JSON that this schema (or file) accepts."),
+    click.option("--json-object", is_flag=True, help="Answer with a JSON object."),
+    click.option("--regex", metavar="REGEX", help="Answer with a text that matches this from beginning to end."),
+    click.option("--choice", multiple=True, metavar="TEXT", help="Answer with one of these; given once for each."),
+    click.option("--grammar", metavar="FILE", help="Answer with a text of this grammar (Lark, GBNF or EBNF)."),
+)
+
+
+def structure_options(command: _Command) -> _Command:
+    """Adds the options of what a text must look like; `structure` reads them."""
+    return _with(_STRUCTURE, command)
+
+
+def structure(options: dict[str, Any]) -> StructuredOutputsParams | None:
+    """What the options of `structure_options` state.
+
+    Raises:
+        InvalidRequestError: more than one is stated, or a value is of a wrong form.
+    """
+    schema, grammar = options["json_schema"], options["grammar"]
+    stated = {
+        "--json-schema": {"json": schema},
+        "--json-object": {"json_object": options["json_object"] or None},
+        "--regex": {"regex": options["regex"]},
+        "--choice": {"choice": options["choice"] or None},
+        "--grammar": {"grammar": grammar},
+    }
+    given = {name: value for name, value in stated.items() if next(iter(value.values())) is not None}
+    if not given:
+        return None
+    if len(given) > 1:
+        raise InvalidRequestError(f"{' and '.join(given)} do not go together", param=next(iter(given)))
+    ((name, value),) = given.items()
+    if name == "--grammar" or (name == "--json-schema" and not schema.lstrip().startswith("{")):
+        value = {key: read_text_file(path) for key, path in value.items()}
+    from puna.structured_output.params import StructuredOutputsParams
+
+    return StructuredOutputsParams(**value, source=name)
+
+
 def sampling_options(command: _Command) -> _Command:
     """Adds the options of choosing and ending; `stated_values` reads them."""
     return _with(_SAMPLING, command)
@@ -136,6 +178,7 @@ def stated_values(options: dict[str, Any], **more: Any) -> SamplingParamsInput:
         ignore_eos=options["ignore_eos"] or None,
         include_stop_str_in_output=options["include_stop"] or None,
         truncate_prompt_tokens=options["truncate_prompt_tokens"],
+        structured_outputs=structure(options) if "json_schema" in options else None,
         **more,
     )
     SamplingParams.from_input(stated)

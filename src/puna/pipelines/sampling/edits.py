@@ -22,8 +22,8 @@ def apply_edits(line: Float32Array, row: SamplingRow) -> None:
     """All of a request's edits, in their order.
 
     Logit bias; tokens that are not allowed; repetition penalty; frequency and presence penalties; DRY; tokens that
-    would repeat an n-gram or complete a bad word; tokens that may not come yet. The request's own processors run
-    before.
+    would repeat an n-gram or complete a bad word; tokens that may not come yet; tokens that the request's grammar does
+    not allow. The request's own processors run before.
     """
     params = row.params
     if params.logit_bias:
@@ -48,6 +48,10 @@ def apply_edits(line: Float32Array, row: SamplingRow) -> None:
         if before == 0 or (before <= len(row.tokens) and tuple(row.tokens[-before:].tolist()) == word[:-1]):
             line[word[-1]] = -np.inf
     line[row.forbidden] = -np.inf
+    if isinstance(row.allowed, np.ndarray):
+        line[~row.allowed[: len(line)]] = -np.inf
+    elif row.allowed is not None:  # why there is nothing
+        line[:] = -np.inf
 
 
 def _known(ids: Sequence[int], vocabulary: int) -> Int64Array:

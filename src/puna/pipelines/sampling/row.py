@@ -8,11 +8,13 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from puna.errors import PunaError
 from puna.pipelines.context import MirostatState, TextContext
 from puna.pipelines.sampling_params import LogitsProcessor, SamplingParams
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
+AllowedTokens: TypeAlias = npt.NDArray[np.bool_] | PunaError | None
 
 _NONE: Final[Int64Array] = np.zeros(0, dtype=np.int64)
 
@@ -32,6 +34,7 @@ class SamplingRow(NamedTuple):
         bad_words: Token sequences that may not be completed.
         dry_breakers: Tokens that interrupt a repetition.
         mirostat: What mirostat remembers of the tokens before; None: nothing.
+        allowed: The tokens that the request's grammar allows, bool `[V]`; why it allows none; None: no grammar.
     """
 
     params: SamplingParams
@@ -45,9 +48,10 @@ class SamplingRow(NamedTuple):
     bad_words: tuple[tuple[int, ...], ...] = ()
     dry_breakers: frozenset[int] = frozenset()
     mirostat: MirostatState | None = None
+    allowed: AllowedTokens = None
 
     @classmethod
-    def of(cls, context: TextContext, drawn: Int64Array = _NONE) -> SamplingRow:
+    def of(cls, context: TextContext, drawn: Int64Array = _NONE, allowed: AllowedTokens = None) -> SamplingRow:
         """A request's part, after the tokens (int64 `[n]`) that this turn has drawn for it already."""
         assert context.seed is not None
         tokens = context.tokens.all
@@ -64,6 +68,7 @@ class SamplingRow(NamedTuple):
             context.bad_words,
             context.dry_breakers,
             context.mirostat,
+            allowed,
         )
 
     @property
@@ -74,7 +79,9 @@ class SamplingRow(NamedTuple):
     @property
     def edits_logits(self) -> bool:
         """Whether anything changes the logits before the draw."""
-        return self.params.edits_logits or bool(self.processors or len(self.forbidden) or self.bad_words)
+        return self.params.edits_logits or bool(
+            self.allowed is not None or self.processors or len(self.forbidden) or self.bad_words
+        )
 
     @property
     def most_surprise(self) -> float:

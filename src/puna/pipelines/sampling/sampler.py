@@ -39,7 +39,7 @@ class NothingAllowedError(InvalidRequestError):
         self.position = position
         super().__init__(
             f"no token may stand at position {position}: allowed_token_ids, banned_token_ids, bad_words, logit_bias, "
-            "no_repeat_ngram_size, min_tokens or a logits processor forbid all of them"
+            "no_repeat_ngram_size, min_tokens, a logits processor or structured_outputs forbid all of them"
         )
 
 
@@ -133,9 +133,13 @@ def _errors(
     return tuple(
         NonFiniteLogitsError(row.position)
         if is_broken[index]
-        else (NothingAllowedError(row.position) if largest[index] == -np.inf else None)
+        else (_why_nothing(row) if largest[index] == -np.inf else None)
         for index, row in enumerate(rows)
     )
+
+
+def _why_nothing(row: SamplingRow) -> PunaError:
+    return row.allowed if isinstance(row.allowed, PunaError) else NothingAllowedError(row.position)
 
 
 def _record(
@@ -149,6 +153,7 @@ def _record(
         scores = edited
         if distribution is not None:
             scores = np.full(len(edited), -np.inf)
-            scores[distribution.ids] = np.log(distribution.weights)
+            with np.errstate(divide="ignore"):  # of tokens that are forbidden
+                scores[distribution.ids] = np.log(distribution.weights)
     ids = np.array([token], dtype=np.int64)
     return token_log_probabilities(scores[None, :], ids, params.logprobs, params.logprob_token_ids or ())
