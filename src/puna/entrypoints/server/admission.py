@@ -19,14 +19,15 @@ class _Share:
     """What belongs to one tenant."""
 
     running: int = 0
+    given: int = 0  # sequences that were let in; who comes back after a pause begins where the others are
     waiting: dict[int, tuple[int, int, asyncio.Future[None]]] = field(default_factory=dict)  # priority, number, who
 
 
 class Admission:
     """Lets some requests to the engine at once; the others wait in line.
 
-    Whoever has the fewest sequences in the engine is next, so a tenant that floods the line takes no place from
-    another. Within a tenant the priority counts, then arrival. Each tenant has an equal part of the line.
+    Whoever was given the fewest places is next, so a tenant that floods the line takes no place from another. Within a
+    tenant the priority counts, then arrival. Each tenant has an equal part of the line.
 
     Args:
         names: The tenants.
@@ -82,8 +83,12 @@ class Admission:
             Refusal: the line is full (429), or the request waited too long (503).
         """
         share = self._shares[tenant.name]
+        if not share.running and not share.waiting:
+            active = [other.given for other in self._shares.values() if other.running or other.waiting]
+            share.given = max(share.given, min(active, default=0))
         if self._has_room(num_sequences) and not self.num_waiting:
             share.running += num_sequences
+            share.given += num_sequences
         else:
             self.check(tenant)
             await self._wait(share, priority, num_sequences)
@@ -129,7 +134,7 @@ class Admission:
             waiting = [share for share in self._shares.values() if share.waiting]
             if not waiting:
                 return
-            share = min(waiting, key=lambda share: (share.running, min(share.waiting)))
+            share = min(waiting, key=lambda share: (share.given, min(share.waiting)))
             number = min(share.waiting, key=lambda number: (share.waiting[number][0], number))
             _, num_sequences, turn = share.waiting[number]
             if turn.done():  # cancelled, and about to leave the line
@@ -139,4 +144,5 @@ class Admission:
                 return
             del share.waiting[number]
             share.running += num_sequences
+            share.given += num_sequences
             turn.set_result(None)

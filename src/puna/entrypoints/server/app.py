@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from puna.entrypoints.server.gate import Gate
+from puna.entrypoints.server.gate import Gate, refuse_route
 from puna.entrypoints.server.host import ModelHost
 from puna.entrypoints.server.operation import Operation
-from puna.entrypoints.server.routes import anthropic, ollama, openai, operations, responses, texts
+from puna.entrypoints.server.routes import anthropic, files, ollama, openai, operations, responses, texts
 from puna.entrypoints.server.settings import ServerSettings
 from puna.entrypoints.server.state import Server
 
@@ -20,7 +21,7 @@ __all__ = ["all_operations", "create_app"]
 
 def all_operations() -> tuple[Operation, ...]:
     """Every route of the server. A module of routes that is new is named here."""
-    modules = (openai, texts, responses, anthropic, ollama, operations)
+    modules = (openai, texts, responses, files, anthropic, ollama, operations)
     return tuple(operation for module in modules for operation in module.OPERATIONS)
 
 
@@ -36,14 +37,19 @@ def create_app(settings: ServerSettings, host: ModelHost) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         host.start()
+        if server.batches is not None:
+            server.batches.resume()
         try:
             yield
         finally:
+            if server.batches is not None:
+                await server.batches.close()
             await host.close()
 
     app = Starlette(
         routes=[operation.route() for operation in all_operations()],
         middleware=[Middleware(Gate, server=server)],
+        exception_handlers={HTTPException: refuse_route},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,7 +18,7 @@ from puna.entrypoints.server.problems import Refusal, problem
 from puna.entrypoints.server.state import Server
 from puna.errors import PunaError
 
-__all__ = ["OPEN_PATHS", "Gate"]
+__all__ = ["OPEN_PATHS", "Gate", "refuse_route"]
 
 OPEN_PATHS: Final = frozenset({"/health", "/ping"})
 """Routes that need no key: whether the server is alive, and nothing else."""
@@ -73,10 +73,6 @@ class Gate:
                     state["status"] = 499
                 if not has_begun:
                     await problem(error, path=scope["path"])(scope, receive, send_on)
-            except HTTPException as error:
-                if has_begun:
-                    raise
-                await problem(_refusal(error, scope), error.headers, scope["path"])(scope, receive, send_on)
             except Exception:
                 _log.exception("a fault of the server's own", extra={"request_id": request_id})
                 if has_begun:
@@ -90,8 +86,12 @@ class Gate:
         """What can be answered here: preflights of browsers. Else finds out whose request it is.
 
         Raises:
-            Refusal: the key is missing or wrong.
+            Refusal: the key is missing or wrong, or the headers are too long.
         """
+        most = self._server.limits.max_header_bytes
+        length = len(scope["raw_path"]) + len(scope["query_string"])
+        if length + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > most:
+            raise Refusal(431, "headers_too_large", f"the headers are longer than {most} bytes")
         if scope["method"] == "OPTIONS":
             more = {"Allow": _METHODS}
             if self._is_allowed(headers.get("origin")):
@@ -143,9 +143,13 @@ class Gate:
         _access.info("%s %s %d", scope["method"], scope["path"], status, extra=facts)
 
 
-def _refusal(error: HTTPException, scope: Scope) -> Refusal:
+async def refuse_route(request: Request, error: Exception) -> Response:
+    """Answers what is no route, or none of this method."""
+    assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return Refusal(404, "not_found", "there is no such route; /openapi.json lists them")
-    if error.status_code == 405:
-        return Refusal(405, "method_not_allowed", f"{scope['method']} is not for this route")
-    return Refusal(error.status_code, "bad_request", str(error.detail))
+        refusal = Refusal(404, "not_found", "there is no such route; /openapi.json lists them")
+    elif error.status_code == 405:
+        refusal = Refusal(405, "method_not_allowed", f"{request.method} is not for this route")
+    else:
+        refusal = Refusal(error.status_code, "bad_request", str(error.detail))
+    return problem(refusal, error.headers, request.url.path)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 
@@ -16,12 +16,14 @@ from puna.entrypoints.outputs import RequestOutput
 from puna.entrypoints.server.keys import Tenant
 from puna.entrypoints.server.problems import Refusal
 from puna.entrypoints.server.settings import Limits
-from puna.entrypoints.server.state import Server, tenant_of, timeline_of
 from puna.entrypoints.server.timeline import Timeline
 from puna.errors import EngineStoppedError, InvalidRequestError, PromptTooLongError
 from puna.pipelines.batch import FinishReason
 from puna.pipelines.request import GenerateRequest, RequestID
 from puna.pipelines.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from puna.entrypoints.server.state import Server
 
 __all__ = ["Generation", "check_limits", "read_call", "unless_disconnected"]
 
@@ -124,11 +126,6 @@ class Generation:
         self._changed: dict[int, None] = {}  # in the order of changes
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-
-    @classmethod
-    async def of(cls, request: Request, server: Server, requests: Sequence[GenerateRequest]) -> Generation:
-        """What a client asked, prepared; errors are those of `prepare`."""
-        return await cls.prepare(server, tenant_of(request), timeline_of(request), requests)
 
     @classmethod
     async def prepare(

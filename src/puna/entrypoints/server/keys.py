@@ -52,6 +52,18 @@ class ApiKeys:
         """The names of all tenants."""
         return [tenant.name for _, tenant in self._tenants] or [_ANYBODY.name]
 
+    def tenant(self, name: str) -> Tenant:
+        """A tenant by name.
+
+        Raises:
+            Refusal: there is none, any more; 401.
+        """
+        known = [tenant for _, tenant in self._tenants] or [_ANYBODY]
+        for tenant in known:
+            if tenant.name == name:
+                return tenant
+        raise Refusal(401, "invalid_api_key", f"the key {name!r} is not known any more")
+
     def identify(self, connection: HTTPConnection) -> Tenant:
         """Who a request comes from, by `Authorization: Bearer` or `x-api-key`.
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from starlette.requests import Request
 
-from puna.entrypoints.server.generation import unless_disconnected
 from puna.entrypoints.server.keys import Tenant
-from puna.entrypoints.server.state import Server, tenant_of, timeline_of
 from puna.entrypoints.server.timeline import Timeline
 from puna.errors import PromptTooLongError
 from puna.pipelines.prompt_reading import Pooling
 from puna.pipelines.request import GenerateRequest
 
-__all__ = ["embedded", "vectors_of"]
+if TYPE_CHECKING:
+    from puna.entrypoints.server.state import Server
+
+__all__ = ["vectors_of"]
 
 
 async def vectors_of(
@@ -48,14 +49,3 @@ async def vectors_of(
         vectors = await llm.embed(prompts, pooling=pooling, normalize=normalize)
     timeline.mark("finished")
     return vectors, lengths
-
-
-async def embedded(
-    request: Request, requests: Sequence[GenerateRequest], *, pooling: Pooling = "mean", normalize: bool = True
-) -> tuple[npt.NDArray[np.float32], list[int]]:
-    """`vectors_of` what a client sent; ends when it goes away."""
-    server: Server = request.app.state.server
-    work = vectors_of(
-        server, tenant_of(request), timeline_of(request), requests, pooling=pooling, normalize=normalize
-    )
-    return await unless_disconnected(request, work)

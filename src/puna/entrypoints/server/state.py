@@ -9,6 +9,8 @@ from starlette.requests import Request
 
 from puna.entrypoints.async_llm import AsyncLLM
 from puna.entrypoints.server.admission import Admission
+from puna.entrypoints.server.batches import Batches
+from puna.entrypoints.server.file_store import FileStore
 from puna.entrypoints.server.host import ModelHost
 from puna.entrypoints.server.keys import ApiKeys, Tenant
 from puna.entrypoints.server.metrics import Metrics
@@ -19,7 +21,7 @@ from puna.entrypoints.server.timeline import Timeline, Timelines
 __all__ = ["Server", "server_of", "tenant_of", "timeline_of"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
     """What all routes share.
 
@@ -31,6 +33,8 @@ class Server:
         metrics: What is counted.
         timelines: The latest requests.
         responses: Responses that are kept.
+        files: Files that are kept; None: none are.
+        batches: Batches that are kept; None: none are.
     """
 
     settings: ServerSettings
@@ -40,6 +44,8 @@ class Server:
     metrics: Metrics
     timelines: Timelines
     responses: ResponseStore
+    files: FileStore | None = None
+    batches: Batches | None = None
 
     @classmethod
     def of(cls, settings: ServerSettings, host: ModelHost) -> Server:
@@ -48,7 +54,11 @@ class Server:
         admission = Admission(keys.names, settings.max_in_engine, limits.max_queue_size, limits.queue_timeout_s)
         metrics = Metrics(host, admission, settings.model_name, settings.has_vllm_metrics)
         timelines, responses = Timelines(settings.num_timelines), ResponseStore(settings.max_stored_bytes)
-        return cls(settings, host, keys, admission, metrics, timelines, responses)
+        server = cls(settings, host, keys, admission, metrics, timelines, responses)
+        if settings.storage_dir is not None:
+            server.files = FileStore(settings.storage_dir / "files")
+            server.batches = Batches(server, server.files, settings.storage_dir / "batches")
+        return server
 
     @property
     def limits(self) -> Limits:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from puna.entrypoints.openai.requests import Endpoint
 from puna.entrypoints.outputs import CompletionOutput, RequestOutput
+from puna.entrypoints.server.asked import prepared
 from puna.entrypoints.server.body import read_object
 from puna.entrypoints.server.generation import Generation, read_call, unless_disconnected
 from puna.entrypoints.server.operation import Operation
@@ -166,7 +167,7 @@ async def _messages_route(request: Request) -> Response:
         raise InvalidRequestError("there is no such field here", param=unknown[0])
     call = read_call(server, Endpoint.CHAT, chat)
     headers = note_ignored(server, request, unknown)
-    generation = await Generation.of(request, server, call.requests)
+    generation = await prepared(request, call.requests)
     head = _message(server, timeline_of(request).request_id)
     if call.stream:
         return EventStream(_events(server, generation, head), server.limits.write_timeout_s, headers)

@@ -13,11 +13,11 @@ from starlette.responses import Response
 from puna import __version__
 from puna.entrypoints.openai.requests import Endpoint
 from puna.entrypoints.outputs import RequestOutput
+from puna.entrypoints.server.asked import embedded, prepared
 from puna.entrypoints.server.body import read_object
 from puna.entrypoints.server.generation import Generation, read_call, unless_disconnected
 from puna.entrypoints.server.operation import Operation
 from puna.entrypoints.server.problems import ollama_error
-from puna.entrypoints.server.reading import embedded
 from puna.entrypoints.server.routes.openai import json_response, note_ignored
 from puna.entrypoints.server.state import Server, server_of
 from puna.entrypoints.server.streaming import EventStream, json_text
@@ -153,7 +153,7 @@ async def _answer(
 ) -> Response:
     call = read_call(server, endpoint, body)
     headers = note_ignored(server, request, unknown)
-    generation = await Generation.of(request, server, call.requests)
+    generation = await prepared(request, call.requests)
     if call.stream:
         lines = _lines(server, generation, part)
         return EventStream(lines, server.limits.write_timeout_s, headers, "application/x-ndjson")

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from puna.entrypoints.openai.requests import Call, Endpoint
 from puna.entrypoints.openai.responses import generated_body
 from puna.entrypoints.openai.streams import ChunkWriter
+from puna.entrypoints.server.asked import prepared
 from puna.entrypoints.server.body import read_object
 from puna.entrypoints.server.generation import Generation, read_call, unless_disconnected
 from puna.entrypoints.server.operation import Operation
@@ -62,7 +63,7 @@ async def _generate(request: Request, endpoint: Endpoint) -> Response:
     server.host.require_ready()
     call = read_call(server, endpoint, await read_object(request, server.limits))
     headers = note_ignored(server, request, call.ignored)
-    generation = await Generation.of(request, server, call.requests)
+    generation = await prepared(request, call.requests)
     tokenizer = tokenizer_of(server)
     model, created = server.settings.model_name, int(time.time())
     if call.stream:

@@ -12,8 +12,9 @@ from starlette.responses import Response
 
 from puna.entrypoints.openai.requests import Endpoint
 from puna.entrypoints.outputs import RequestOutput
+from puna.entrypoints.server.asked import prepared
 from puna.entrypoints.server.body import read_object
-from puna.entrypoints.server.generation import Generation, read_call, unless_disconnected
+from puna.entrypoints.server.generation import read_call, unless_disconnected
 from puna.entrypoints.server.operation import Operation
 from puna.entrypoints.server.problems import Refusal, problem_body
 from puna.entrypoints.server.routes.openai import json_response, note_ignored
@@ -243,7 +244,7 @@ async def _create(request: Request) -> Response:
     system = [{"role": "system", "content": stated["instructions"]}] if "instructions" in stated else []
     call = read_call(server, Endpoint.CHAT, _chat_body(stated, system + conversation))
     headers = note_ignored(server, request, unknown)
-    generation = await Generation.of(request, server, call.requests)
+    generation = await prepared(request, call.requests)
     writer = _Writer(server, stated, uuid.uuid4().hex)
     tenant = tenant_of(request).name
 

@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from puna.entrypoints.openai.requests import Endpoint
 from puna.entrypoints.openai.responses import embedding_body
+from puna.entrypoints.server.asked import embedded
 from puna.entrypoints.server.body import read_object
 from puna.entrypoints.server.generation import read_call
 from puna.entrypoints.server.operation import Operation
-from puna.entrypoints.server.reading import embedded
 from puna.entrypoints.server.routes.openai import json_response, note_ignored
 from puna.entrypoints.server.state import Server, server_of
 from puna.errors import InvalidRequestError, ModelNotFoundError
