@@ -80,7 +80,8 @@ def test_sigterm_lets_streams_end(path: str) -> None:
 def test_a_second_signal_ends_at_once(path: str) -> None:
     with process(path) as (running, url, _log), httpx2.Client(timeout=60) as client:
         response = client.send(client.build_request("POST", f"{url}/v1/completions", json=LONG), stream=True)
-        next(response.iter_bytes())
+        parts = response.iter_bytes()
+        next(parts)
         running.send_signal(signal.SIGINT)
         time.sleep(0.2)
         assert running.poll() is None

@@ -301,7 +301,8 @@ class AsyncEngine:
 
     def _tell(self, deltas: list[GenerationDelta], num_processed: int = 0) -> None:
         """Hands out what came of a step or a message, and notes it."""
-        waiters: list[tuple[TokenStream, Waiter]] = []
+        counts, times, now = self._pipeline.counts(), self._pipeline.times, time.monotonic()
+        waiters: list[tuple[TokenStream, Waiter]] = []  # from here on nothing may fail: who is in it waits for a call
         ended: list[tuple[RequestID, _Reference]] = []
         for delta in deltas:
             reference = self._routes.get(delta.request_id)
@@ -314,7 +315,6 @@ class AsyncEngine:
             if delta.finish_reason is not None and not stream.open_choices:
                 ended.append((delta.request_id, reference))
                 del self._routes[delta.request_id]
-        counts, times, now = self._pipeline.counts(), self._pipeline.times, time.monotonic()
         with self._lock:
             self._num_unprocessed -= num_processed
             self._unread.update(name for name, reference in ended if self._streams.get(name) is reference)

@@ -245,7 +245,7 @@ class Generation:
                 num_tokens = sum(len(choice.token_ids) for choice in output.outputs)
                 now = asyncio.get_running_loop().time()
                 if num_tokens > num_before:
-                    timeline.mark("first_token")
+                    timeline.marks.setdefault("first_token", now)
                     timeline.marks["last_token"] = now
                     timeline.num_generated_tokens += num_tokens - num_before
                     if begin is not None:
