@@ -62,6 +62,17 @@ union Columns {
   int32_t integers[4 * 16];
 };
 
+// How many times kTransposedBytes are transposed before they are multiplied: with AVX2's sixteen registers, shuffles and
+// multiplications get into each other's way.
+constexpr int kTransposed = kParts == 2 ? 8 : 1;
+
+// With registers of 256 bits, compilers would keep columns in them, for which there are too few beside the sums, and float16
+// takes twice as long to convert from one as from memory.
+template <class T>
+PUNA_INLINE void through_memory(T& columns) {
+  if constexpr (kParts == 2) __asm__("" : "+m"(columns));
+}
+
 // Of each type: bytes of an element; steps of the depth of scores in kTransposedBytes, and `column`, one of them;
 // positions in a step of the depth of values, and `value`, sixteen elements of those positions.
 template <KvType type>
@@ -156,21 +167,29 @@ PUNA_INLINE void for_key_columns(const Head& head, int group, F f) {
   const uint8_t* rows[16 * G];
   for (int i = 0; i < 16 * G; ++i) rows[i] = head.keys + head.offsets[16 * group + i];
   const int64_t depth = Cached<type>::depth(head.head_dim);
-  Columns columns[G];
-  const auto call = [&](int64_t begin, int64_t i) __attribute__((always_inline)) {
+  Columns columns[kTransposed][G];
+  const auto call = [&](int64_t begin, int64_t i, const Columns* of_groups) __attribute__((always_inline)) {
     Vector vectors[G];
 #pragma GCC unroll kUnroll
-    for (int g = 0; g < G; ++g) vectors[g] = Cached<type>::column(columns[g], i);
+    for (int g = 0; g < G; ++g) vectors[g] = Cached<type>::column(of_groups[g], i);
     f(begin + i, vectors);
   };
-  for (int64_t begin = 0, offset = 0; begin < depth; begin += kSteps, offset += kTransposedBytes) {
+  for (int64_t begin = 0; begin < depth; begin += kTransposed * kSteps) {
+    const int64_t rest = (depth - begin + kSteps - 1) / kSteps, count = rest < kTransposed ? rest : kTransposed;
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t offset = (begin / kSteps + n) * kTransposedBytes;
 #pragma GCC unroll kUnroll
-    for (int g = 0; g < G; ++g) key_columns<type>(head, group + g, rows + 16 * g, offset, columns[g]);
-    if (begin + kSteps <= depth) {
+      for (int g = 0; g < G; ++g) key_columns<type>(head, group + g, rows + 16 * g, offset, columns[n][g]);
+    }
+    through_memory(columns);
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t first = begin + n * kSteps;
+      if (first + kSteps <= depth) {
 #pragma GCC unroll(kUnroll > 1 ? 16 : 1)
-      for (int64_t i = 0; i < kSteps; ++i) call(begin, i);
-    } else {
-      for (int64_t i = 0; begin + i < depth; ++i) call(begin, i);
+        for (int64_t i = 0; i < kSteps; ++i) call(first, i, columns[n]);
+      } else {
+        for (int64_t i = 0; first + i < depth; ++i) call(first, i, columns[n]);
+      }
     }
   }
 }
