@@ -86,3 +86,30 @@ def test_defaults_of_the_checkpoint_are_shown_and_can_be_left_out(
     changed = puna(capsys, str(model), *arguments, "--temperature", "1")[2]
     assert "top_p 0.8 from generation_config.json" in changed and "temperature" not in changed
     assert "greedy]" in puna(capsys, str(model), *arguments, "--no-generation-config")[2]
+
+
+def test_pages_are_found_by_a_later_run(capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path) -> None:
+    prompt = " ".join(str(number) for number in range(60))
+    options = ("-n", "4", "--prefix-cache-dir", str(tmp_path / "pages"), "--prefix-cache-bytes", "1M")
+
+    def ask() -> Any:
+        status, out, err = puna(capsys, tiny, "-p", prompt, "--json", *options)
+        assert (status, err) == (0, "")
+        return json.loads(out)
+
+    first, second = ask(), ask()
+    assert first["usage"]["cached_tokens"] == 0 and second["usage"]["cached_tokens"] > 0
+    assert first["token_ids"] == second["token_ids"]
+    assert sum(path.stat().st_size for path in (tmp_path / "pages").rglob("*.kv")) <= 1 << 20
+
+
+def test_copies_give_the_same_text(capsys: pytest.CaptureFixture[str], tiny: str) -> None:
+    alone = report(capsys, tiny, "-n", "5", "-t", "2")
+    assert report(capsys, tiny, "-n", "5", "-t", "2", "--data-parallel-degree", "2")["token_ids"] == alone["token_ids"]
+
+
+@pytest.mark.parametrize("value", ["much", "-1", "0"])
+def test_a_wrong_size_is_refused(capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path, value: str) -> None:
+    wanted = ("--prefix-cache-dir", str(tmp_path), f"--prefix-cache-bytes={value}")
+    status, out, err = puna(capsys, tiny, "-p", "Hello", *wanted)
+    assert (status, out) == (2, "") and "prefix" in err

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from puna.entrypoints.commands.sizes import SIZE
 from puna.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -103,6 +104,22 @@ _LOADING: Final = (
     click.option("--chat-template", type=click.Path(path_type=Path), metavar="FILE", help="Use this template."),
     click.option("--revision", help="Branch, tag or commit on the hub."),
     click.option("--no-weight-cache", is_flag=True, help="Neither use nor keep packed weights on disk."),
+    click.option(
+        "--prefix-cache-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Keep what was computed of prompts and texts there, for later runs. As confidential as they are.",
+    ),
+    click.option(
+        "--prefix-cache-bytes", type=SIZE, default=10 << 30, show_default="10G", help="Most bytes there, such as 500M."
+    ),
+    click.option(
+        "--data-parallel-degree",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Copies of the model that run at the same time, each on its share of the threads.",
+    ),
 )
 
 
@@ -218,6 +235,9 @@ def engine_options(options: dict[str, Any], **more: Any) -> dict[str, Any]:
         "chat_template": options["chat_template"],
         "revision": options["revision"],
         "enable_weight_cache": not options["no_weight_cache"],
+        "prefix_cache_dir": options["prefix_cache_dir"],
+        "prefix_cache_bytes": options["prefix_cache_bytes"],
+        "data_parallel_degree": options["data_parallel_degree"],
         **more,
     }
 

@@ -10,27 +10,12 @@ from typing import Any, Final
 
 import click
 
+from puna.entrypoints.commands.sizes import SIZE
+
 __all__ = ["Manual", "print_config", "serve_options"]
 
 _SECRETS: Final = frozenset({"api_key", "ssl_keyfile_password"})
 _NOT_CONFIGURED: Final = frozenset({"config", "print_config"})
-_SIZES: Final = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-class _Size(click.ParamType[int]):
-    """Bytes: 1048576, 1M, 1MiB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        text = str(value).strip().lower().removesuffix("b").removesuffix("i")
-        factor = _SIZES.get(text[-1:], 1)
-        try:
-            return int(float(text.rstrip("kmgt")) * factor)
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no number of bytes; write 1048576, 1M or 2G", param, ctx)
 
 
 class _Option(click.Option):
@@ -91,12 +76,11 @@ _DEFAULTS: Final = {  # as of `Limits`: the help must not import the server
 def _limit(name: str, help_text: str, kind: Any = int, *more: str) -> Callable[[Any], Any]:
     flag, default = f"--{name.replace('_', '-')}", _DEFAULTS.get(name)
     shown: Any = default is not None
-    if kind is _SIZE and default is not None:
+    if kind is SIZE and default is not None:
         shown = f"{default >> 20}M" if default >= 1 << 20 else f"{default >> 10}K"  # type: ignore[operator]
     return _option(_LIMIT, flag, *more, name, type=kind, default=default, show_default=shown, help=help_text)
 
 
-_SIZE: Final = _Size()
 _OPTIONS: Final = (
     _option(_MODEL, "-m", "--model", "--model-path", "model_option", metavar="MODEL", help="As the argument MODEL."),
     _option(
@@ -160,7 +144,7 @@ _OPTIONS: Final = (
         "--kv-cache-memory",
         "--kv-cache-memory-bytes",
         "kv_cache_memory",
-        type=_SIZE,
+        type=SIZE,
         help="Bytes of the KV cache, such as 4G.  [default: what the requests need, or most of what is left]",
     ),
     _option(
@@ -187,7 +171,7 @@ _OPTIONS: Final = (
         metavar="DIR",
         help="Keep pages there, so that they survive a restart. As confidential as prompts.",
     ),
-    _option(_MODEL, "--prefix-cache-bytes", type=_SIZE, default=10 << 30, show_default="10G", help="Most bytes there."),
+    _option(_MODEL, "--prefix-cache-bytes", type=SIZE, default=10 << 30, show_default="10G", help="Most bytes there."),
     _option(
         _MODEL,
         "--data-parallel-degree",
@@ -285,9 +269,9 @@ _OPTIONS: Final = (
     _limit("max_stop", "Stop strings."),
     _limit("max_logit_bias", "Entries of logit_bias."),
     _limit("max_top_logprobs", "Likeliest tokens that are reported at each place.", int, "--max-logprobs"),
-    _limit("max_header_bytes", "Request line and headers (431).", _SIZE),
-    _limit("max_body_bytes", "A JSON body (413).", _SIZE),
-    _limit("max_file_bytes", "An uploaded file (413).", _SIZE),
+    _limit("max_header_bytes", "Request line and headers (431).", SIZE),
+    _limit("max_body_bytes", "A JSON body (413).", SIZE),
+    _limit("max_file_bytes", "An uploaded file (413).", SIZE),
     _limit("max_json_depth", "How deep objects and lists may be nested."),
     _limit("max_queue_size", "Requests that wait; one more gets 429.", int, "--max-pending-requests"),
     _limit("max_connections", "Open connections; one more gets 503."),
