@@ -31,6 +31,7 @@ __all__ = [
     "RepetitionDetection",
     "SamplingParams",
     "SamplingParamsInput",
+    "field_range",
 ]
 
 LogitsProcessor = Callable[[npt.NDArray[np.float32], Any], None]
@@ -456,3 +457,11 @@ _NUMBERS: Final[dict[str, tuple[float, float, bool]]] = {  # from, to, whether t
     "deadline_s": (0, math.inf, True),
 }
 _NEVER_NONE: Final = frozenset(f.name for f in fields(SamplingParams) if f.default is not None)
+
+
+def field_range(name: str) -> tuple[Literal["integer", "number"], float | None, float | None, bool]:
+    """The range of a numeric field: its kind, its ends (None: there is none), and whether the lower one is left out."""
+    if name in _INTEGERS:
+        return "integer", *_INTEGERS[name], False
+    low, high, is_open = _NUMBERS[name]
+    return "number", low, None if math.isinf(high) else high, is_open

@@ -8,11 +8,15 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
 
 from puna.entrypoints.server.gate import Gate, refuse_route
 from puna.entrypoints.server.host import ModelHost
+from puna.entrypoints.server.openapi import openapi_document
 from puna.entrypoints.server.operation import Operation
 from puna.entrypoints.server.routes import anthropic, files, ollama, openai, operations, responses, texts
+from puna.entrypoints.server.routes.openai import json_response
 from puna.entrypoints.server.settings import ServerSettings
 from puna.entrypoints.server.state import Server
 
@@ -46,8 +50,22 @@ def create_app(settings: ServerSettings, host: ModelHost) -> Starlette:
                 await server.batches.close()
             await host.close()
 
+    served = all_operations()
+    document = openapi_document(served, has_keys=bool(settings.api_keys), root_path=settings.root_path)
+
+    async def describe(request: Request) -> Response:
+        return json_response(document)
+
+    shown = Operation(
+        method="GET",
+        path="/openapi.json",
+        endpoint=describe,
+        summary="This document.",
+        tag="Operations",
+        is_hidden=True,
+    )
     app = Starlette(
-        routes=[operation.route() for operation in all_operations()],
+        routes=[operation.route() for operation in (*served, shown)],
         middleware=[Middleware(Gate, server=server)],
         exception_handlers={HTTPException: refuse_route},
         lifespan=lifespan,

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import re
 import time
 import uuid
@@ -43,8 +42,8 @@ _log = logging.getLogger("puna.server")
 class Batches:
     """The batches of all tenants.
 
-    Each has a record `<id>.json` and, while it runs, a file `<id>.results` of whole lines that survives a crash: what is
-    answered there is not asked again.
+    Each has a record `<id>.json` and, while it runs, a file `<id>.results` of whole lines that survives a crash: what
+    is answered there is not asked again.
 
     Args:
         server: What answers lines.
@@ -71,7 +70,9 @@ class Batches:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def create(self, tenant: Tenant, file: FileRecord, endpoint: str, metadata: dict[str, Any] | None) -> dict[str, Any]:
+    def create(
+        self, tenant: Tenant, file: FileRecord, endpoint: str, metadata: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """Begins a batch; returns its body."""
         now = int(time.time())
         record: dict[str, Any] = {
@@ -168,7 +169,8 @@ class Batches:
             await self._collect(record, "completed")
         except (PunaError, OSError) as error:
             problem = {"code": "invalid_file", "message": str(error), "param": None, "line": None}
-            record |= {"status": "failed", "failed_at": int(time.time()), "errors": {"object": "list", "data": [problem]}}
+            errors = {"object": "list", "data": [problem]}
+            record |= {"status": "failed", "failed_at": int(time.time()), "errors": errors}
             with contextlib.suppress(OSError):
                 self._write(record)
         except Exception:
@@ -259,7 +261,7 @@ class Batches:
                     (good if json.loads(data)["response"]["status_code"] == 200 else bad).write(data)
         found: list[str | None] = []
         for path, kind in zip(paths, ("output", "error"), strict=True):
-            if os.path.getsize(path):
+            if path.stat().st_size:
                 name = f"{record['id']}_{kind}.jsonl"
                 found.append(self._files.take(path, record["tenant"], name, "batch_output").id)
             else:
