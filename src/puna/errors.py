@@ -67,6 +67,29 @@ class AdapterNotFoundError(PunaError, LookupError):
         super().__init__(f"adapter {name!r} not found.{listing}")
 
 
+class AdapterError(PunaError, ValueError):
+    """An adapter cannot be used: its files are missing or damaged, or it does not fit the model."""
+
+    exit_code = 3
+    http_status = 400
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(f"adapter {name!r} cannot be used: {reason}")
+
+
+class AdapterExistsError(PunaError, ValueError):
+    """The name stands for another adapter."""
+
+    exit_code = 2
+    http_status = 409
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name = name
+        super().__init__(f"adapter {name!r} is loaded, from {path} with other content; unload it, or load in place")
+
+
 class UnsupportedModelError(PunaError, ValueError):
     """The checkpoint is of a kind that is not run: architecture, rope type, activation, encoding."""
 

@@ -174,7 +174,10 @@ class TestLoRAConfig:
 
     @pytest.mark.parametrize(
         "bad",
-        [{"max_lora_rank": 0}, {"max_num_loras": 0}, {"lora_paths": ["=x"]}, {"lora_paths": ["a=x", "a=y"]}],
+        [
+            *({"max_lora_rank": 0}, {"max_num_loras": 0}, {"lora_memory": 0}),
+            *({"lora_paths": ["=x"]}, {"lora_paths": ["a=x", "a=y"]}),
+        ],
         ids=str,
     )
     def test_refusals(self, bad: dict[str, Any]) -> None:
@@ -285,15 +288,15 @@ class TestPipelineConfig:
     def test_adapters_are_none_until_enabled(self) -> None:
         assert pipeline_config(lora=LoRAConfig(lora_paths=["/a"])).lora is None
 
-    def test_adapters_and_prefix_caching_exclude_each_other(self) -> None:
-        with pytest.raises(ValueError, match="prefix caching"):
-            pipeline_config(lora=LoRAConfig(enable_lora=True))
+    def test_adapters_and_prefix_caching_go_together(self) -> None:
+        lora = LoRAConfig(enable_lora=True)
+        made = pipeline_config(model=model_config(kv_cache=KVCacheConfig(enable_prefix_caching=True)), lora=lora)
+        assert made.lora is lora
 
-    def test_adapters_run_on_one_device(self) -> None:
-        cache = KVCacheConfig(enable_prefix_caching=False)
+    def test_adapters_run_on_one_replica(self) -> None:
         for parallel in ({"devices": "cpu:0,1"}, {"devices": "cpu:0,1", "data_parallel_degree": 2}):
-            with pytest.raises(ValueError, match="single device"):
-                pipeline_config(model=model_config(kv_cache=cache, **parallel), lora=LoRAConfig(enable_lora=True))
+            with pytest.raises(ValueError, match="data_parallel_degree must be 1"):
+                pipeline_config(model=model_config(**parallel), lora=LoRAConfig(enable_lora=True))
 
     def test_a_draft_switches_penalties_off_and_allows_one_step(self) -> None:
         sampling = SamplingConfig(enable_penalties=True)
@@ -322,15 +325,6 @@ class TestPipelineConfig:
         with pytest.raises(InvalidRequestError) as error:
             made.resolve()
         assert error.value.param == param
-
-    def test_adapters_are_for_llama_and_not_there_yet(self) -> None:
-        cache = KVCacheConfig(enable_prefix_caching=False)
-        made = pipeline_config(model=model_config(kv_cache=cache), lora=LoRAConfig(enable_lora=True))
-        with pytest.raises(InvalidRequestError, match="not implemented"):
-            made.resolve()
-        made.model.huggingface_config.architectures = ["GraniteForCausalLM"]
-        with pytest.raises(InvalidRequestError, match="LlamaForCausalLM only"):
-            made.resolve()
 
     def test_accelerator_switches_are_refused(self) -> None:
         with pytest.raises(InvalidRequestError, match="debug_verify_replay"):

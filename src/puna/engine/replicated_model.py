@@ -14,6 +14,7 @@ from puna.engine.model import Model, PreparedStep, TensorMetadata, as_array
 from puna.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    from puna.engine.adapters import AdapterSlots
     from puna.engine.native_program import LoadReport
     from puna.engine.trace import Trace
     from puna.graph import Graph
@@ -88,8 +89,14 @@ class ReplicatedModel:
         """
         raise ValueError("steps of several replicas are not traced; load the model with data_parallel_degree 1")
 
-    def derive(self, graph: Graph) -> ReplicatedModel:
-        """Another graph over the same weights, on the same groups of cores. As `Model.derive`."""
+    def derive(self, graph: Graph, adapters: AdapterSlots | None = None) -> ReplicatedModel:
+        """Another graph over the same weights, on the same groups of cores. As `Model.derive`, but without adapters.
+
+        Raises:
+            UnsupportedModelError: adapters were given.
+        """
+        if adapters is not None:
+            raise UnsupportedModelError("adapters", "set", supported="none, with several replicas")
         return ReplicatedModel([model.derive(graph) for model in self._replicas])
 
     def execute(self, *inputs: object) -> list[Buffer]:

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from puna.entrypoints.adapters import HasAdapters
 from puna.entrypoints.answer import Answer
 from puna.entrypoints.loading import EngineOptions, load_model
 from puna.entrypoints.outputs import RequestOutput
@@ -31,7 +32,7 @@ from puna.tokenization import Tokenizer
 __all__ = ["AsyncLLM"]
 
 
-class AsyncLLM:
+class AsyncLLM(HasAdapters):
     """A loaded model that answers requests of coroutines. A thread of its own runs the model.
 
     Args:
@@ -88,7 +89,12 @@ class AsyncLLM:
         return self._preparation.tokenizer
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        adapter: str | None = None,
     ) -> AsyncGenerator[RequestOutput]:
         """Continues a prompt. An iterator that is closed or cancelled ends the request.
 
@@ -96,6 +102,7 @@ class AsyncLLM:
             prompt: Text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`.
             sampling_params: None: `default_sampling_params`.
             request_id: A name for the request, by which `abort` finds it; None: a fresh one.
+            adapter: The name of an adapter; None: the model itself.
 
         Yields:
             The output as it grows; the last one is finished, and has the `error` if the request failed.
@@ -105,7 +112,8 @@ class AsyncLLM:
             QueueFullError: too many wait.
             EngineStoppedError: it was closed.
         """
-        (request,) = as_requests(prompt, self.default_sampling_params if sampling_params is None else sampling_params)
+        params = self.default_sampling_params if sampling_params is None else sampling_params
+        (request,) = as_requests(prompt, params, adapter)
         async with contextlib.aclosing(self.answer(_named(request, request_id))) as outputs:
             async for output in outputs:
                 yield output
@@ -116,6 +124,7 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
+        adapter: str | None = None,
         **template: Any,
     ) -> AsyncGenerator[RequestOutput]:
         """Answers a conversation; as `generate`.
@@ -124,6 +133,7 @@ class AsyncLLM:
             messages: Messages with `role` and `content`.
             sampling_params: As of `generate`.
             request_id: As of `generate`.
+            adapter: As of `generate`.
             template: What the template is rendered with: `tools`, `documents`, `add_generation_prompt`, `variables`.
 
         Raises:
@@ -133,7 +143,9 @@ class AsyncLLM:
             EngineStoppedError: it was closed.
         """
         params = self.default_sampling_params if sampling_params is None else sampling_params
-        request = GenerateRequest(messages=messages, sampling_params=params, chat_template_kwargs=template)
+        request = GenerateRequest(
+            messages=messages, sampling_params=params, chat_template_kwargs=template, adapter=adapter
+        )
         async with contextlib.aclosing(self.answer(_named(request, request_id))) as outputs:
             async for output in outputs:
                 yield output

@@ -58,7 +58,8 @@ class _Running:
         reader = PoolingReader(self._job.pooling, layer)
         self._readers.append(reader)
         text, ids = preparation.encode(request)
-        return Answer(preparation.reading(ids, reader), None, (), prompt=text)
+        adapter = request.adapter if request.model_name is None else request.model_name
+        return Answer(preparation.reading(ids, reader, adapter), None, (), prompt=text)
 
     @property
     def is_finished(self) -> bool:

@@ -8,13 +8,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
+from puna.entrypoints.adapters import HasAdapters
 from puna.entrypoints.answer import Answer
 from puna.entrypoints.beam_search import search
 from puna.entrypoints.jobs import Job, run_jobs
 from puna.entrypoints.loading import EngineOptions, GenerationConfig, Precision, kernel_variant, load_model
 from puna.entrypoints.loop_driver import LoopDriver
 from puna.entrypoints.outputs import BeamSearchOutput, RequestOutput
-from puna.entrypoints.preparation import Message, Preparation, Prompt, Rendered, as_requests, spread
+from puna.entrypoints.preparation import (
+    AdapterNames,
+    Message,
+    Preparation,
+    Prompt,
+    Rendered,
+    as_requests,
+    spread,
+    spread_adapters,
+)
 from puna.entrypoints.reading import ReadsPrompts
 from puna.errors import InvalidRequestError
 from puna.models import DEFAULT_MODEL
@@ -29,7 +39,7 @@ __all__ = ["LLM", "kernel_variant"]
 _J = TypeVar("_J", bound=Job)
 
 
-class LLM(ReadsPrompts):
+class LLM(ReadsPrompts, HasAdapters):
     """A loaded model that answers requests.
 
     Several threads may use it at once; their requests share its steps. A request's result does not depend on what
@@ -61,6 +71,11 @@ class LLM(ReadsPrompts):
             generation_config.json; `none`: they take those of `SamplingParams`.
         chat_template: A file with a template that replaces the model's own.
         revision: Branch, tag or commit, for models on the hub.
+        enable_lora: Whether requests may name adapters (docs/lora.md).
+        lora_paths: Adapters to load, `path` or `name=path`.
+        max_lora_rank: The largest rank that an adapter may have.
+        max_num_loras: Adapters in a step; None: as many as `lora_paths` has, and at least 8.
+        lora_memory: Most bytes of adapters in memory; None: all that are loaded.
 
     Attributes:
         name: What the model was asked for by.
@@ -74,6 +89,7 @@ class LLM(ReadsPrompts):
         UnsupportedModelError: it is of a kind that is not run.
         WeightsError: its files are damaged.
         InsufficientMemoryError: it does not fit.
+        AdapterError: an adapter of `lora_paths` cannot be used.
         InvalidRequestError: an option is outside its range.
     """
 
@@ -99,6 +115,11 @@ class LLM(ReadsPrompts):
         generation_config: GenerationConfig = "auto",
         chat_template: str | Path | None = None,
         revision: str | None = None,
+        enable_lora: bool = False,
+        lora_paths: Sequence[str] = (),
+        max_lora_rank: int = 16,
+        max_num_loras: int | None = None,
+        lora_memory: int | None = None,
     ) -> None:
         begin = time.perf_counter()
         options = EngineOptions(
@@ -120,6 +141,11 @@ class LLM(ReadsPrompts):
             generation_config=generation_config,
             chat_template=chat_template,
             revision=revision,
+            enable_lora=enable_lora,
+            lora_paths=lora_paths,
+            max_lora_rank=max_lora_rank,
+            max_num_loras=max_num_loras,
+            lora_memory=lora_memory,
         )
         self._is_closed = False
         self._loaded = load_model(str(model), options)
@@ -188,6 +214,7 @@ class LLM(ReadsPrompts):
         *,
         stream: Literal[False] = False,
         progress: bool | None = None,
+        adapter: AdapterNames = None,
     ) -> list[RequestOutput]: ...
 
     @overload
@@ -197,6 +224,7 @@ class LLM(ReadsPrompts):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         stream: Literal[True],
+        adapter: AdapterNames = None,
     ) -> Iterator[RequestOutput]: ...
 
     def generate(
@@ -206,6 +234,7 @@ class LLM(ReadsPrompts):
         *,
         stream: bool = False,
         progress: bool | None = None,
+        adapter: AdapterNames = None,
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
         """Continues prompts.
 
@@ -216,14 +245,16 @@ class LLM(ReadsPrompts):
             sampling_params: For all prompts, or one each; None: `default_sampling_params`.
             stream: Give the outputs while they grow; an iterator that is dropped ends its requests.
             progress: Show a bar; None: if standard error is a terminal and there are several prompts.
+            adapter: The name of an adapter, or None for the model itself: for all prompts, or one each.
 
         Returns:
             One output per prompt, in their order; or an iterator over outputs as they grow, each finished one last.
 
         Raises:
             InvalidRequestError: a prompt does not fit or is of no known form; nothing was answered.
+            AdapterNotFoundError: there is no such adapter.
         """
-        requests = as_requests(prompts, self._params(sampling_params))
+        requests = as_requests(prompts, self._params(sampling_params), adapter)
         return self.stream_requests(requests) if stream else self.answer_requests(requests, progress)
 
     @overload
@@ -237,6 +268,7 @@ class LLM(ReadsPrompts):
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        adapter: AdapterNames = None,
     ) -> list[RequestOutput]: ...
 
     @overload
@@ -249,6 +281,7 @@ class LLM(ReadsPrompts):
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        adapter: AdapterNames = None,
     ) -> Iterator[RequestOutput]: ...
 
     def chat(
@@ -261,6 +294,7 @@ class LLM(ReadsPrompts):
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        adapter: AdapterNames = None,
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
         """Answers conversations.
 
@@ -272,6 +306,7 @@ class LLM(ReadsPrompts):
             tools: Descriptions of tools, for templates that take them.
             add_generation_prompt: End the prompt with the opening of the assistant's turn.
             chat_template_kwargs: Further variables of the template.
+            adapter: As of `generate`.
 
         Returns:
             As `generate`.
@@ -287,8 +322,10 @@ class LLM(ReadsPrompts):
             options["tools"] = tools
         params = spread(self._params(sampling_params), len(conversations))
         requests = [
-            GenerateRequest(messages=conversation, sampling_params=values, chat_template_kwargs=options)
-            for conversation, values in zip(conversations, params, strict=True)
+            GenerateRequest(messages=conversation, sampling_params=values, chat_template_kwargs=options, adapter=name)
+            for conversation, values, name in zip(
+                conversations, params, spread_adapters(adapter, len(conversations)), strict=True
+            )
         ]
         return self.stream_requests(requests) if stream else self.answer_requests(requests, progress)
 

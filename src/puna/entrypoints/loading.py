@@ -5,7 +5,7 @@ This is where the layers meet. Nothing below knows of text, nothing above of tok
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +25,7 @@ from puna.pipelines.kv_cache import BlockStore, MachineMemory, PagedKVCacheManag
 from puna.pipelines.lib import (
     PIPELINE_REGISTRY,
     KVCacheConfig,
+    LoRAConfig,
     MAXModelConfig,
     PipelineConfig,
     PipelineRuntimeConfig,
@@ -41,6 +42,7 @@ Precision = Literal["auto", "float32"]
 GenerationConfig = Literal["auto", "none"]
 
 _MARGIN: Final = 0.95  # of the available memory that weights may take
+_NUM_LORAS: Final = 8  # slots for adapters, which cost nothing while they are empty
 _LOGIT_BYTES: Final = 64 << 20  # that a step may spend on the logits of all its tokens
 
 
@@ -70,6 +72,11 @@ class EngineOptions:
     generation_config: GenerationConfig = "auto"
     chat_template: str | Path | None = None
     revision: str | None = None
+    enable_lora: bool = False
+    lora_paths: Sequence[str] = ()
+    max_lora_rank: int = 16
+    max_num_loras: int | None = None
+    lora_memory: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -86,10 +93,26 @@ class EngineOptions:
                 "has at least one token",
                 param="max_num_batched_tokens",
             )
+        if self.lora_paths and not self.enable_lora:
+            raise InvalidRequestError("needs enable_lora", param="lora_paths")
         for name, kinds in (("dtype", Precision), ("generation_config", GenerationConfig)):
             if getattr(self, name) not in get_args(kinds):
                 expected = " or ".join(get_args(kinds))
                 raise InvalidRequestError(f"must be {expected}, got {getattr(self, name)!r}", param=name)
+
+
+    @property
+    def lora(self) -> LoRAConfig | None:
+        """The options of adapters, or None."""
+        if not self.enable_lora:
+            return None
+        return LoRAConfig(
+            enable_lora=True,
+            lora_paths=list(self.lora_paths),
+            max_lora_rank=self.max_lora_rank,
+            max_num_loras=max(_NUM_LORAS, len(self.lora_paths)) if self.max_num_loras is None else self.max_num_loras,
+            lora_memory=self.lora_memory,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +159,7 @@ def load_model(name: str, options: EngineOptions) -> LoadedModel:
     tokenizer = _start_tokenizer(config)
     pipeline_config = PipelineConfig(
         model=config,
+        lora=options.lora,
         runtime=PipelineRuntimeConfig(
             max_batch_size=options.max_num_seqs,
             max_batch_input_tokens=options.max_num_batched_tokens,
@@ -245,6 +269,7 @@ def _load_pipeline(
         max_request_tokens=runtime.max_request_input_tokens,
         max_logit_tokens=max(16, _LOGIT_BYTES // (4 * model.config.vocab_size)),
         max_num_steps=runtime.num_steps,
+        max_num_loras=1 if config.lora is None else config.lora.max_num_loras,
         use_chunks=runtime.enable_chunked_prefill,
         admission_watermark=runtime.kvcache_ce_watermark,
     )
@@ -256,7 +281,7 @@ def _load_pipeline(
 def _num_blocks(model: Any, config: PipelineConfig, options: EngineOptions) -> int:
     """Pages of a replica's KV cache: its part of `kv_cache_memory`, else of the machine's memory."""
     asked = options.kv_cache_memory
-    memory = machine_memory().less(model.model.report.mapped_bytes)
+    memory = machine_memory().less(model.model.report.mapped_bytes + _adapter_reserve(model))
     if asked is not None and asked > memory.available:
         raise InsufficientMemoryError("the KV cache (kv_cache_memory)", asked, memory.available, "ask for less")
     return plan_num_blocks(
@@ -275,6 +300,14 @@ def _decoded_bytes(config: MAXModelConfig, *, is_exact: bool) -> int:
     if is_exact:
         weights = [data.widened() if isinstance(data, QuantizedWeight) else data for data in weights]
     return sum(stored_bytes(data.shape, data.dtype, data.quantization_encoding) for data in weights)
+
+
+def _adapter_reserve(model: Any) -> int:
+    """What adapters may still take of `lora_memory`, where that is stated."""
+    manager = model.lora_manager
+    if manager is None or manager.memory is None:
+        return 0
+    return max(int(manager.memory) - int(manager.resident_bytes), 0)
 
 
 def _require_room_for_weights(needed: int) -> None:

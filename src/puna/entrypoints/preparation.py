@@ -16,6 +16,7 @@ from puna.entrypoints.answer import Answer
 from puna.entrypoints.loading import LoadedModel
 from puna.errors import InvalidRequestError, PromptTooLongError, UnsupportedModelError
 from puna.pipelines.context import EOSTracker, TextContext, TokenBuffer
+from puna.pipelines.lora import LoRAAdapter, LoRAManager
 from puna.pipelines.prompt_reading import LogprobReader
 from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.request import GenerateRequest
@@ -23,11 +24,14 @@ from puna.pipelines.sampling_params import SamplingParams
 from puna.structured_output import ConstraintState, GrammarCompiler, Vocabulary
 from puna.tokenization import Tokenizer
 
-__all__ = ["Message", "Preparation", "Prompt", "Rendered", "as_requests"]
+__all__ = ["AdapterNames", "Message", "Preparation", "Prompt", "Rendered", "as_requests"]
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
+
+AdapterNames: TypeAlias = str | Sequence[str | None] | None
+"""The name of an adapter, or None for the model itself: for all prompts, or one each."""
 
 _SEED_BITS: Final = 32
 _PROMPT_KEYS: Final = ("prompt", "prompt_token_ids")
@@ -47,20 +51,24 @@ class Rendered:
 
 
 def as_requests(
-    prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+    prompts: Prompt | Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams],
+    adapter: AdapterNames = None,
 ) -> list[GenerateRequest]:
-    """One request per prompt, with one set of values for all or one each.
+    """One request per prompt, with one set of values for all or one each, and one adapter for all or one each.
 
     Raises:
-        InvalidRequestError: a prompt is of no known form, or there are not as many values as prompts.
+        InvalidRequestError: a prompt is of no known form, or there are not as many values or adapters as prompts.
     """
     is_one = isinstance(prompts, str | Mapping) or _is_ids(prompts)
     if not is_one and not isinstance(prompts, Iterable):
         raise InvalidRequestError(f"expected text or token ids, got {type(prompts).__name__}", param="prompt")
     many = [cast(Prompt, prompts)] if is_one else list(cast(Sequence[Prompt], prompts))
     return [
-        GenerateRequest(**_prompt_form(prompt), sampling_params=values)
-        for prompt, values in zip(many, spread(params, len(many)), strict=True)
+        GenerateRequest(**_prompt_form(prompt), sampling_params=values, adapter=name)
+        for prompt, values, name in zip(
+            many, spread(params, len(many)), spread_adapters(adapter, len(many)), strict=True
+        )
     ]
 
 
@@ -75,6 +83,19 @@ def spread(params: SamplingParams | Sequence[SamplingParams], count: int) -> lis
     if len(params) != count:
         raise InvalidRequestError(f"{len(params)} sets of values for {count} prompts", param="sampling_params")
     return list(params)
+
+
+def spread_adapters(adapter: AdapterNames, count: int) -> list[str | None]:
+    """The name of an adapter, or None, for each prompt.
+
+    Raises:
+        InvalidRequestError: there are not as many as prompts.
+    """
+    if adapter is None or isinstance(adapter, str):
+        return [adapter] * count
+    if len(adapter) != count:
+        raise InvalidRequestError(f"{len(adapter)} names for {count} prompts", param="adapter")
+    return list(adapter)
 
 
 def _prompt_form(prompt: Prompt) -> dict[str, Any]:
@@ -194,16 +215,15 @@ class Preparation:
                 tokenizer.
             UnsupportedModelError: as `encode`.
         """
-        loaded, params = self._loaded, request.sampling_params
-        if request.model_name not in (None, loaded.name):
-            raise InvalidRequestError(f"{request.model_name!r} is not loaded; there is: {loaded.name}", param="model")
+        params = request.sampling_params
+        adapter = self.adapter(request.adapter, request.model_name)
         for name in ("stop", "bad_words", "structured_outputs"):
             if getattr(params, name) and not self.has_tokenizer:
                 raise InvalidRequestError("needs a tokenizer, and this model has none", param=name)
         text, ids = self.encode(request)
         num_truncated = self._num_truncated(params, len(ids))
         ids = ids[num_truncated:]
-        context = self._context(request, ids)
+        context = self._context(request, ids, adapter)
         # An answer is a text of its own; a continuation goes on where the prompt ends.
         return Answer(
             context,
@@ -215,7 +235,34 @@ class Preparation:
             reports_logprobs=params.logprobs is not None,
         )
 
-    def root(self, ids: Sequence[int]) -> TextContext:
+    def adapter(self, name: str | None, model_name: str | None = None) -> LoRAAdapter | None:
+        """The adapter that a request names.
+
+        Args:
+            name: Its name, or None.
+            model_name: What the request calls the model; the name of an adapter means that adapter.
+
+        Raises:
+            InvalidRequestError: the model was loaded without adapters, the model's name is neither its own nor an
+                adapter's, or two adapters are named.
+            AdapterNotFoundError: there is no such adapter.
+        """
+        manager: LoRAManager | None = self._loaded.model.lora_manager
+        if model_name not in (None, self._loaded.name):
+            known = [] if manager is None else [info.name for info in manager.adapters()]
+            if model_name not in known:
+                there = ", ".join([self._loaded.name, *known])
+                raise InvalidRequestError(f"{model_name!r} is not loaded; there is: {there}", param="model")
+            if name not in (None, model_name):
+                raise InvalidRequestError(f"{name!r} is not {model_name!r}, which the model names", param="adapter")
+            name = model_name
+        if name is None:
+            return None
+        if manager is None:
+            raise InvalidRequestError("the model was loaded without adapters (enable_lora)", param="adapter")
+        return manager.find(name)
+
+    def root(self, ids: Sequence[int], adapter: str | None = None) -> TextContext:
         """A context that goes on as long as it may, after all others: what they fork from."""
         params = SamplingParams(temperature=0, ignore_eos=True, detokenize=False)
         return TextContext(
@@ -223,14 +270,15 @@ class Preparation:
             max_length=self._loaded.max_model_len,
             sampling_params=params,
             vocab_size=self.vocab_size,
+            adapter=self.adapter(adapter),
             priority=1,
         )
 
-    def reading(self, ids: Sequence[int], reader: PromptReader) -> TextContext:
+    def reading(self, ids: Sequence[int], reader: PromptReader, adapter: str | None = None) -> TextContext:
         """A context that ends when its prompt is read.
 
         Raises:
-            InvalidRequestError: the prompt is empty or does not fit.
+            InvalidRequestError: the prompt is empty or does not fit, or as `adapter`.
         """
         if not len(ids):
             raise InvalidRequestError("is empty", param="prompt")
@@ -243,9 +291,10 @@ class Preparation:
             reader=reader,
             is_read_only=True,
             vocab_size=self.vocab_size,
+            adapter=self.adapter(adapter),
         )
 
-    def _context(self, request: GenerateRequest, ids: list[int]) -> TextContext:
+    def _context(self, request: GenerateRequest, ids: list[int], adapter: LoRAAdapter | None) -> TextContext:
         loaded, params = self._loaded, request.sampling_params
         room = loaded.max_model_len - len(ids)
         if room < 1:
@@ -270,6 +319,7 @@ class Preparation:
             eos_tracker=tracker,
             sampling_params=params,
             model_name=request.model_name,
+            adapter=adapter,
             vocab_size=self.vocab_size,
             num_choices=params.num_choices,
             deadline=None if params.deadline_s is None else time.monotonic() + params.deadline_s,

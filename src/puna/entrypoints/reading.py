@@ -12,7 +12,7 @@ import numpy.typing as npt
 from puna.entrypoints.answer import Answer
 from puna.entrypoints.loop_driver import LoopDriver
 from puna.entrypoints.outputs import ChoiceScore
-from puna.entrypoints.preparation import Preparation, Prompt, as_requests
+from puna.entrypoints.preparation import AdapterNames, Preparation, Prompt, as_requests, spread_adapters
 from puna.errors import InvalidRequestError
 from puna.pipelines.prompt_reading import HiddenStateReader, LogitReader, LogprobReader, Pooling, PoolingReader
 from puna.pipelines.prompt_rows import PromptReader
@@ -49,6 +49,7 @@ class ReadsPrompts(ABC):
         pooling: Pooling = "mean",
         normalize: bool = True,
         layer: int = -1,
+        adapter: AdapterNames = None,
     ) -> npt.NDArray[np.float32]:
         """One vector per prompt, float32 `[n, H]`.
 
@@ -57,17 +58,18 @@ class ReadsPrompts(ABC):
             pooling: `mean` over its tokens, its `last` token, or `cls`: its first.
             normalize: Scale each vector to length 1.
             layer: Whose outputs, as in `encode`.
+            adapter: As of `generate`.
 
         Raises:
             InvalidRequestError: there is no such pooling or layer, or a prompt does not fit.
         """
         place = self._layer(layer)
-        readers = self._read_prompts(prompts, lambda: PoolingReader(pooling, place))
+        readers = self._read_prompts(prompts, lambda: PoolingReader(pooling, place), adapter)
         vectors = [reader.vector(normalize) for reader in readers]
         return np.stack(vectors) if vectors else np.zeros((0, self.model.config.hidden_size), np.float32)
 
     def encode(
-        self, prompts: Prompt | Sequence[Prompt], *, layers: Sequence[int] = (-1,)
+        self, prompts: Prompt | Sequence[Prompt], *, layers: Sequence[int] = (-1,), adapter: AdapterNames = None
     ) -> list[dict[int, npt.NDArray[np.float32]]]:
         """The hidden states of prompts.
 
@@ -75,6 +77,7 @@ class ReadsPrompts(ABC):
             prompts: As of `generate`.
             layers: Which ones: 1 to the number of layers stand for what goes out of each; the last one's is taken
                 behind the final norm. Negative numbers count from the end.
+            adapter: As of `generate`.
 
         Returns:
             For each prompt layer -> float32 `[T, H]`, by the numbers that were given.
@@ -83,30 +86,37 @@ class ReadsPrompts(ABC):
             InvalidRequestError: there is no such layer, or a prompt does not fit.
         """
         places = {layer: self._layer(layer) for layer in layers}
-        readers = self._read_prompts(prompts, lambda: HiddenStateReader(sorted(set(places.values()))))
+        readers = self._read_prompts(prompts, lambda: HiddenStateReader(sorted(set(places.values()))), adapter)
         return [
             {layer: np.concatenate(reader.chunks[place]) for layer, place in places.items()} for reader in readers
         ]
 
-    def logits(self, token_ids: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+    def logits(
+        self, token_ids: Sequence[Sequence[int]], *, adapter: AdapterNames = None
+    ) -> list[npt.NDArray[np.float32]]:
         """The model's logits at every position, float32 `[T, V]` for each prompt.
 
         Args:
             token_ids: Prompts as token ids.
+            adapter: As of `generate`.
 
         Raises:
             InvalidRequestError: a prompt is empty or does not fit, or a token is outside the vocabulary.
         """
         readers = [LogitReader() for _ in token_ids]
-        self._read([self._open.reading(ids, reader) for ids, reader in zip(token_ids, readers, strict=True)])
+        names = spread_adapters(adapter, len(readers))
+        self._read([self._open.reading(*each) for each in zip(token_ids, readers, names, strict=True)])
         return [np.concatenate(reader.chunks) for reader in readers]
 
-    def score(self, prompt: Prompt, choices: Sequence[Prompt]) -> list[ChoiceScore]:
+    def score(
+        self, prompt: Prompt, choices: Sequence[Prompt], *, adapter: str | None = None
+    ) -> list[ChoiceScore]:
         """How likely continuations of a prompt are. What they share is computed once.
 
         Args:
             prompt: Text or token ids.
             choices: Continuations; texts are tokenized by themselves, without special tokens.
+            adapter: The name of an adapter; None: the model itself.
 
         Raises:
             InvalidRequestError: there is no choice, one is empty, or prompt and choice do not fit together.
@@ -123,7 +133,7 @@ class ReadsPrompts(ABC):
             endings.append(tuple(int(token) for token in ids))
         if not endings or not all(endings):
             raise InvalidRequestError("must be texts of at least one token", param="choices")
-        scored = self._score_endings(begin, endings)
+        scored = self._score_endings(begin, endings, adapter)
         return [
             ChoiceScore(
                 text=text,
@@ -135,7 +145,13 @@ class ReadsPrompts(ABC):
         ]
 
     def token_logprobs(
-        self, text: Prompt, *, window: int | None = None, stride: int | None = None, progress: bool | None = False
+        self,
+        text: Prompt,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        progress: bool | None = False,
+        adapter: str | None = None,
     ) -> npt.NDArray[np.float64]:
         """The log-probability of each token of a text but the first, given those before it: float64 `[T - 1]`.
 
@@ -147,6 +163,7 @@ class ReadsPrompts(ABC):
             window: Tokens of a window; None: `max_model_len`.
             stride: Tokens that a window goes on by; None: half a window.
             progress: Show a bar; None: if standard error is a terminal and there are several windows.
+            adapter: The name of an adapter; None: the model itself.
 
         Raises:
             InvalidRequestError: the text has fewer than two tokens, or a number is out of range.
@@ -177,7 +194,7 @@ class ReadsPrompts(ABC):
                 some = windows[first : first + _WINDOWS_TOGETHER]
                 readers = [self._logprob_reader(ids[begin:end], target - begin) for begin, end, target in some]
                 self._read([
-                    self._open.reading(ids[begin:end], reader)
+                    self._open.reading(ids[begin:end], reader, adapter)
                     for (begin, end, _), reader in zip(some, readers, strict=True)
                 ])
                 values += [record.token_log_probabilities[0] for reader in readers for record in reader.records]
@@ -185,9 +202,11 @@ class ReadsPrompts(ABC):
                     tell()
         return np.array(values)
 
-    def perplexity(self, text: Prompt, *, window: int | None = None, stride: int | None = None) -> float:
+    def perplexity(
+        self, text: Prompt, *, window: int | None = None, stride: int | None = None, adapter: str | None = None
+    ) -> float:
         """`exp` of the mean negative log-probability per token of a text; arguments as of `token_logprobs`."""
-        return float(np.exp(-np.mean(self.token_logprobs(text, window=window, stride=stride))))
+        return float(np.exp(-np.mean(self.token_logprobs(text, window=window, stride=stride, adapter=adapter))))
 
     def _layer(self, layer: int) -> int:
         """A layer as readers number them: from 0, the number of layers for the output of the final norm."""
@@ -201,27 +220,32 @@ class ReadsPrompts(ABC):
         tokens = np.array(ids, dtype=np.int64)
         return LogprobReader(tokens, first_token=first_token)
 
-    def _score_endings(self, begin: list[int], endings: Sequence[tuple[int, ...]]) -> list[LogprobReader]:
+    def _score_endings(
+        self, begin: list[int], endings: Sequence[tuple[int, ...]], adapter: str | None
+    ) -> list[LogprobReader]:
         readers = [self._logprob_reader([*begin, *ending], len(begin)) for ending in endings]
         contexts = [
-            self._open.reading([*begin, *ending], reader) for ending, reader in zip(endings, readers, strict=True)
+            self._open.reading([*begin, *ending], reader, adapter)
+            for ending, reader in zip(endings, readers, strict=True)
         ]
         if len(contexts) == 1 or len(begin) == 1:
             self._read(contexts)
             return readers
         # The first choice's token is foretold by the prompt's last one, which therefore each of them reads.
-        root = Answer(self._open.root(begin[:-1]), None, ())
+        root = Answer(self._open.root(begin[:-1], adapter), None, ())
         with self._driver.running([root]):
             self._driver.advance(root)
             for first in range(0, len(contexts), _SCORED_TOGETHER):
                 self._read(contexts[first : first + _SCORED_TOGETHER], root)
         return readers
 
-    def _read_prompts(self, prompts: Prompt | Sequence[Prompt], make: Callable[[], _T]) -> list[_T]:
-        requests = as_requests(prompts, _GREEDY)
+    def _read_prompts(
+        self, prompts: Prompt | Sequence[Prompt], make: Callable[[], _T], adapter: AdapterNames
+    ) -> list[_T]:
+        requests = as_requests(prompts, _GREEDY, adapter)
         readers = [make() for _ in requests]
         self._read([
-            self._open.reading(self._open.encode(request)[1], reader)
+            self._open.reading(self._open.encode(request)[1], reader, request.adapter)
             for request, reader in zip(requests, readers, strict=True)
         ])
         return readers

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -137,6 +137,14 @@ class MirostatState:
         self._mu.pop((choice, position - 2), None)
 
 
+class Adapter(Protocol):
+    """What the loop knows of an adapter."""
+
+    @property
+    def content_id(self) -> str:
+        """Its identity: equal for adapters that compute the same."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextGenerationOutput:
     """What became of a request since the last look.
@@ -167,6 +175,7 @@ class TextContext:
         eos_tracker: What ends the text. With `sampling_params.ignore_eos` only its stop strings count.
         sampling_params: How tokens are chosen.
         model_name: The model or adapter that the client named; None: the model.
+        adapter: The adapter whose weights it is computed with, or None.
         seed: Start of its random numbers; None: that of `sampling_params`, or a number that is drawn now.
         reader: Looks at the prompt's rows, or None.
         is_read_only: It ends when its prompt is read; no token is drawn.
@@ -197,6 +206,7 @@ class TextContext:
     eos_tracker: EOSTracker = field(default_factory=EOSTracker)
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     model_name: str | None = None
+    adapter: Adapter | None = None
     seed: int | None = None
     reader: PromptReader | None = None
     is_read_only: bool = False

@@ -59,7 +59,7 @@ class Packer:
         has_preempted = roster.num_preemptions > num_preemptions
         if roster.waiting and not roster.suspects and not (has_preempted and any(rows)):
             self._admit_waiting(rows, budgets, ended)
-        return ScheduledBatch(tuple(map(tuple, rows)), self._num_steps(rows), tuple(ended))
+        return ScheduledBatch(tuple(map(_by_adapter, rows)), self._num_steps(rows), tuple(ended))
 
     def _make_way(self) -> None:
         """Sends less urgent requests back while a more urgent one finds no place."""
@@ -119,7 +119,8 @@ class Packer:
 
     def _place(self, job: Job, closed: Sequence[int] = ()) -> tuple[Replica, PrefixMatch] | None:
         """Where a waiting request begins: where most of it is cached, among the replicas with about the least work."""
-        open_ones = [r for r in self._roster.replicas if r.has_slot and r.number not in closed]
+        open_ones = [r for r in self._roster.replicas if r.has_slot and r.takes_adapter_of(job)]
+        open_ones = [r for r in open_ones if r.number not in closed]
         least = min((len(replica.running) for replica in open_ones), default=0)
         choices = [(r, r.match(job)) for r in open_ones if len(r.running) <= least + _SLACK]
         choices.sort(key=lambda choice: (-choice[1].num_tokens, len(choice[0].running)))
@@ -134,6 +135,19 @@ class Packer:
             taking_part = {row.cache.sequence for row in some}
             steps = replica.num_steps([job for job in replica.running if job.sequence in taking_part], steps)
         return steps
+
+
+def _by_adapter(rows: Sequence[ScheduledRow]) -> tuple[ScheduledRow, ...]:
+    """Rows with one adapter side by side, in the order in which adapters come first; rows without one behind them."""
+    order: dict[str, int] = {}
+    for row in rows:
+        if row.context.adapter is not None:
+            order.setdefault(row.context.adapter.content_id, len(order))
+    if not order:
+        return tuple(rows)
+    adapters = (row.context.adapter for row in rows)
+    ranks = [len(order) if adapter is None else order[adapter.content_id] for adapter in adapters]
+    return tuple(rows[index] for index in sorted(range(len(rows)), key=ranks.__getitem__))
 
 
 def _reads_prompt(job: Job) -> bool:

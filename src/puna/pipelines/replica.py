@@ -41,6 +41,7 @@ class SchedulerLimits:
             them.
         max_num_steps: Forward passes between two decisions of the scheduler, where every request only generates.
         max_waiting: Requests that may wait; None: any number.
+        max_num_loras: Different adapters of a replica's running requests.
         admission_watermark: Share of the KV cache's pages above which no request begins beside others.
         use_chunks: Whether a prompt may be read in several steps. If not, one that is longer than the budget is read
             alone.
@@ -52,6 +53,7 @@ class SchedulerLimits:
     max_logit_tokens: int = 128
     max_num_steps: int = 1
     max_waiting: int | None = None
+    max_num_loras: int = 1
     admission_watermark: float = 0.95
     use_chunks: bool = True
 
@@ -91,6 +93,14 @@ class Replica:
     def has_slot(self) -> bool:
         """Whether another request may begin."""
         return len(self.running) < self._limits.max_batch_size
+
+    def takes_adapter_of(self, job: Job) -> bool:
+        """Whether a waiting request has no adapter, that of a running one, or one that is within the limit."""
+        adapter = job.context.adapter
+        if adapter is None:
+            return True
+        used = {other.context.adapter.content_id for other in self.running if other.context.adapter is not None}
+        return adapter.content_id in used or len(used) < self._limits.max_num_loras
 
     def match(self, job: Job) -> PrefixMatch:
         """The beginning of a waiting request that is cached here."""
@@ -198,7 +208,8 @@ class Replica:
     def key_of(self, context: TextContext, further: int = 0) -> CacheKey:
         """What a request's pages are found by when it has `further` tokens more than now."""
         regime = 0 if self._rope is None else self._rope.regime(self._request_length(self._rope, context, further))
-        return CacheKey(rope_regime=regime, salt=context.cache_salt)
+        adapter = None if context.adapter is None else context.adapter.content_id
+        return CacheKey(rope_regime=regime, adapter=adapter, salt=context.cache_salt)
 
     @staticmethod
     def _request_length(rope: RopeLengths, context: TextContext, further: int) -> int:

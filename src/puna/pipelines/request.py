@@ -31,6 +31,7 @@ class GenerateRequest:
         token_ids: A prompt that is tokenized already.
         sampling_params: How tokens are chosen.
         model_name: The name the client used: the model, or an adapter of it. None: the model.
+        adapter: The adapter whose weights it is computed with, by name; None: that of `model_name`, if it names one.
         request_id: Identity of the request.
         chat_template_kwargs: What the chat template is rendered with: `tools`, `documents`, `add_generation_prompt`,
             `variables`.
@@ -46,6 +47,7 @@ class GenerateRequest:
     token_ids: Sequence[int] | None = None
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     model_name: str | None = None
+    adapter: str | None = None
     request_id: RequestID = field(default_factory=new_request_id)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 0

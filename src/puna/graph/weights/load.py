@@ -15,7 +15,7 @@ from puna.graph.weights.mapping import PICKLE_SUFFIXES, MappedWeights
 from puna.graph.weights.safetensors import MAX_TENSORS, SafetensorWeights
 from puna.graph.weights.weights import Weights
 
-__all__ = ["WeightsFormat", "find_weight_files", "load_weights", "weights_format"]
+__all__ = ["WeightsFormat", "find_weight_files", "inside", "load_weights", "weights_format"]
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_INDEX_BYTES: Final = 1 << 25
@@ -108,12 +108,12 @@ def find_weight_files(directory: str | os.PathLike[str]) -> list[Path]:
     if INDEX_NAME in names:
         return sorted(set(read_index(folder / INDEX_NAME).values()))
     if "model.safetensors" in names:
-        return [_inside(folder, "model.safetensors", folder)]
+        return [inside(folder, "model.safetensors", folder)]
     tensors = [name for name in names if name.lower().endswith(".safetensors")]
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
     choices = tensors or [name for name in ggufs if "-of-" not in name or "-00001-of-" in name]
     if len(choices) == 1:
-        return [_inside(folder, choices[0], folder)]
+        return [inside(folder, choices[0], folder)]
     if choices:
         raise WeightsError(f"has several checkpoints, name one: {', '.join(choices)}", file=folder)
     pickles = [name for name in names if Path(name).suffix.lower() in PICKLE_SUFFIXES]
@@ -145,7 +145,7 @@ def read_index(path: Path) -> dict[str, Path]:
             at = scan.position
             name = scan.string(4096)
             if name not in shards:
-                shards[name] = _inside(path.parent, name, path, tensor, at)
+                shards[name] = inside(path.parent, name, path, tensor, at)
             places[tensor] = shards[name]
     scan.finish()
     file.check()
@@ -154,7 +154,7 @@ def read_index(path: Path) -> dict[str, Path]:
     return places
 
 
-def _inside(
+def inside(
     directory: Path, name: str, source: Path, tensor: str | None = None, offset: int | None = None
 ) -> Path:
     """The file of this name in a directory, if it really is in there; errors are reported at a place in `source`.

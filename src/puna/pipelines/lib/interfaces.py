@@ -196,8 +196,8 @@ class PipelineModel(ABC, Generic[ContextT]):
         return []
 
     @property
-    def lora_manager(self) -> None:
-        """The manager of adapters: there is none."""
+    def lora_manager(self) -> Any:
+        """The manager of adapters, or None."""
         return None
 
     @classmethod

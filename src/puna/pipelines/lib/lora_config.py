@@ -18,6 +18,8 @@ class LoRAConfig:
         lora_paths: Adapters to load at start, `path` or `name=path`.
         max_lora_rank: The largest rank that an adapter may have.
         max_num_loras: How many adapters can be in use at once.
+        lora_memory: Most bytes of adapters in memory; those that were not asked for longest are read again when they
+            are needed. None: all that are loaded.
 
     Raises:
         InvalidRequestError: a number is below 1, an entry of `lora_paths` is empty, or two have one name.
@@ -27,11 +29,14 @@ class LoRAConfig:
     lora_paths: list[str] = field(default_factory=list)
     max_lora_rank: int = 16
     max_num_loras: int = 1
+    lora_memory: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_lora_rank", "max_num_loras"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"must be at least 1, got {getattr(self, name)}", param=name)
+        if self.lora_memory is not None and self.lora_memory < 1:
+            raise InvalidRequestError(f"must be at least 1, got {self.lora_memory}", param="lora_memory")
         names: set[str] = set()
         for entry in self.lora_paths:
             name, path = self.split(entry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
 
 from puna.errors import InvalidRequestError
 from puna.nn.transformer import ReturnLogits
@@ -17,8 +16,6 @@ from puna.pipelines.lib.speculative_config import SpeculativeConfig
 from puna.pipelines.sampling_params import SamplingParamsInput
 
 __all__ = ["PipelineConfig", "ProfilingConfig"]
-
-_LORA_ARCHITECTURE: Final = "LlamaForCausalLM"
 
 
 @dataclass(kw_only=True)
@@ -125,13 +122,10 @@ class PipelineConfig:
             self._check_lora()
 
     def _check_lora(self) -> None:
-        if self.model.kv_cache.enable_prefix_caching:
-            raise InvalidRequestError(
-                "adapters cannot be combined with prefix caching; set enable_prefix_caching to False",
-                param="enable_lora",
-            )
         if self.model.data_parallel_degree > 1 or len(self.model.device_specs) > 1:
-            raise InvalidRequestError("adapters run on a single device", param="enable_lora")
+            raise InvalidRequestError(
+                "adapters run on one replica, data_parallel_degree must be 1", param="enable_lora"
+            )
 
     def _require_implemented(self) -> None:
         if self.task is not PipelineTask.TEXT_GENERATION:
@@ -141,14 +135,6 @@ class PipelineConfig:
         if self.speculative is not None:
             method = self.speculative.speculative_method
             raise InvalidRequestError(f"{method!r} is not implemented", param="speculative_method")
-        if self.lora is not None:
-            names = getattr(self.model.huggingface_config, "architectures", None) or []
-            if _LORA_ARCHITECTURE not in names:
-                raise InvalidRequestError(
-                    f"adapters are for {_LORA_ARCHITECTURE} only, the model is {', '.join(names) or 'unknown'}",
-                    param="enable_lora",
-                )
-            raise InvalidRequestError("is not implemented: adapters do not run yet", param="enable_lora")
         num_devices, degree = len(self.model.device_specs), self.model.data_parallel_degree
         if num_devices != degree:
             raise InvalidRequestError(

@@ -12,8 +12,9 @@ from puna.driver import Buffer
 from puna.errors import InvalidRequestError, ShapeError
 from puna.nn.kv_cache import KVCacheInputs, KVCacheInputsPerDevice
 from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, RotaryEmbedding
-from puna.pipelines.architectures.llama3.inputs import Llama3Inputs
+from puna.pipelines.architectures.llama3.inputs import Llama3Inputs, lora_call_order
 from puna.pipelines.context import TextContext
+from puna.pipelines.lora import AdapterRouting
 
 __all__ = ["batch_splits", "initial_inputs", "next_inputs", "with_request_lengths"]
 
@@ -94,7 +95,7 @@ def _request_lengths(batch: Sequence[TextContext], rope: RotaryEmbedding) -> npt
 
 
 def next_inputs(
-    next_tokens: Buffer, previous: Llama3Inputs, row_offsets: Buffer, rope: RotaryEmbedding
+    next_tokens: Buffer, previous: Llama3Inputs, row_offsets: Buffer, rope: RotaryEmbedding, num_slots: int = 0
 ) -> Llama3Inputs:
     """The inputs of the step in which each request goes on with one token. Nothing is copied.
 
@@ -104,26 +105,40 @@ def next_inputs(
             (`puna.nn.kv_cache.increment_cache_lengths`).
         row_offsets: uint32 `[n]`: 0, 1, 2, …
         rope: The model's rotary embedding.
+        num_slots: Slots for adapters.
 
     Raises:
         ShapeError: `next_tokens` is not a vector, or of another number of requests than the previous inputs.
-        ValueError: the batch is larger than `row_offsets` allows, has adapters, or a request reaches the length where
-            its rotary frequencies change.
+        ValueError: the batch is larger than `row_offsets` allows, or a request reaches the length where its rotary
+            frequencies change.
     """
     num_requests = previous.input_row_offsets.shape[0] - 1
     if next_tokens.shape != (num_requests,):
         raise ShapeError("next_tokens", next_tokens.shape, (num_requests,))
     if num_requests >= row_offsets.shape[0]:
         raise ValueError(f"the batch has {num_requests} requests, max_batch_size allows {row_offsets.shape[0] - 1}")
-    if previous.stated_lora_fields:
-        raise ValueError("the adapters' inputs describe the rows of the previous step and cannot be carried over")
-    return replace(
+    offsets = row_offsets[: num_requests + 1]
+    following = replace(
         previous,
         tokens=next_tokens,
-        input_row_offsets=row_offsets[: num_requests + 1],
+        input_row_offsets=offsets,
         kv_cache_inputs=_next_cache_inputs(previous.kv_cache_inputs, rope),
         hidden_states=None,
     )
+    following.update(**_next_adapter_inputs(previous, offsets, num_slots))
+    return following
+
+
+def _next_adapter_inputs(previous: Llama3Inputs, row_offsets: Buffer, num_slots: int) -> dict[str, Buffer]:
+    """The same groups of requests, with one row each."""
+    if not previous.stated_lora_fields:
+        return {}
+    lora_call_order(previous)  # refuses a partial set
+    ids, ranks, borders = previous.lora_ids, previous.lora_ranks, previous.lora_grouped_offsets
+    assert ids is not None and ranks is not None and borders is not None
+    ends = np.searchsorted(previous.input_row_offsets.to_numpy(), borders.to_numpy()[1:])
+    routing = AdapterRouting(tuple(ids.to_numpy().tolist()), tuple(ranks.to_numpy().tolist()), tuple(ends.tolist()))
+    return routing.inputs(row_offsets.to_numpy(), num_slots)
 
 
 def _next_cache_inputs(kv_inputs: KVInputs | None, rope: RotaryEmbedding) -> KVInputs | None:

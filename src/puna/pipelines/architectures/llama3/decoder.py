@@ -37,7 +37,7 @@ def decoder_spec(config: Llama3Config) -> DecoderSpec:
 
     Raises:
         ValueError: `rms_norm` without `rms_norm_eps`, sizes that do not fit.
-        UnsupportedModelError: something is carried that is not run: several devices per replica, adapters.
+        UnsupportedModelError: something is carried that is not run: several devices per replica.
     """
     _require_runnable(config)
     return DecoderSpec(
@@ -86,7 +86,6 @@ def _require_runnable(config: Llama3Config) -> None:
             len(config.devices) != config.data_parallel_degree,
             f"one per replica ({config.data_parallel_degree})",
         ),
-        ("lora_config", config.lora_config, config.lora_config is not None, "None"),
     )
     for name, value, is_refused, supported in refused:
         if is_refused:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from puna.driver import Buffer, Device
 from puna.dtype import DType
 from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import DeviceRef, Graph
-from puna.graph.weights import WeightData, Weights, WeightsAdapter
+from puna.graph.weights import WeightData, Weights, WeightsAdapter, WeightsFormat
 from puna.graph.weights.quantized import QuantizedWeight
 from puna.nn.kv_cache import KVCacheInputs, KVCacheParams
 from puna.nn.rotary_embedding import RotaryEmbedding
@@ -22,6 +23,7 @@ from puna.pipelines.architectures.llama3.inputs import Llama3Inputs, lora_call_o
 from puna.pipelines.architectures.llama3.model_config import Llama3Config
 from puna.pipelines.context import TextContext
 from puna.pipelines.lib import (
+    PIPELINE_REGISTRY,
     KVCacheConfig,
     LogProbabilitiesMixin,
     ModelInputs,
@@ -29,6 +31,7 @@ from puna.pipelines.lib import (
     PipelineConfig,
     PipelineModelWithKVCache,
 )
+from puna.pipelines.lora import LoRAAdapter, LoRAManager, ModelProducts
 
 if TYPE_CHECKING:
     from puna.engine import InferenceSession, Model, ReplicatedModel
@@ -51,7 +54,8 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
 
     Raises:
         ValueError: no configuration, or one that does not fit together; `max_batch_size` is not resolved.
-        UnsupportedModelError: something that is carried but not run: several devices per replica, adapters.
+        UnsupportedModelError: something that is carried but not run: several devices per replica.
+        AdapterError: an adapter of `lora_paths` cannot be loaded.
         WeightsError: a weight is missing, unexpected, or of another shape.
         TypeError: the class sets no `norm_method`.
     """
@@ -148,10 +152,12 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         self.config = config
         self.state_dict = {name: _array_of(state_dict[name]) for name in graph.weights}
         self._rope = spec.rope
-        self._reading_models: dict[tuple[bool, tuple[int, ...]], Model | ReplicatedModel] = {}
+        self._further_models: dict[tuple[object, ...], Model | ReplicatedModel] = {}
         self._graph_of: Callable[..., Graph] = lambda **changes: build_decoder_graph(
             replace(spec, **changes), state_dict
         )
+        lora = self.pipeline_config.lora
+        self._lora_manager = None if lora is None else LoRAManager(lora, self._adapter_products())
         num_rows = max_batch_size * self.pipeline_config.model.data_parallel_degree  # a batch is a replica's
         self._row_offsets = Buffer.from_numpy(np.arange(num_rows + 1, dtype=np.uint32))
         return model
@@ -165,14 +171,19 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         Raises:
             TypeError: the inputs are of another class.
             ValueError: no KV inputs; more rows asked for than a request has; adapters set in part.
-            UnsupportedModelError: inputs that are carried but not run: adapters, splits, hidden states, signal buffers.
+            UnsupportedModelError: inputs that are carried but not run: adapters without `enable_lora`, splits,
+                hidden states, signal buffers.
         """
         if not isinstance(model_inputs, Llama3Inputs):
             raise TypeError(f"Llama3Inputs are needed, got {type(model_inputs).__name__}")
         if model_inputs.kv_cache_inputs is None:
             raise ValueError("kv_cache_inputs is None; a step needs the KV cache")
         self._refuse_unsupported(model_inputs)
-        outputs = self.model.execute(*model_inputs.buffers)
+        if not _has_adapters(model_inputs):
+            outputs = self.model.execute(*model_inputs.buffers)
+        else:
+            model = self._further_model(self.return_logits, self.return_hidden_states, None, has_adapters=True)
+            outputs = model.execute(*lora_call_order(model_inputs))
         return _name_outputs(outputs, self.return_logits, self.return_hidden_states)
 
     def execute_for_readers(
@@ -191,16 +202,17 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
         """
         assert isinstance(model_inputs, Llama3Inputs), "the loop makes inputs with prepare_initial_token_inputs"
         self._refuse_unsupported(model_inputs)
-        key = (needs_logits, layers)
         logits_mode = ReturnLogits.ALL if needs_logits else ReturnLogits.LAST_TOKEN
         states_mode = ReturnHiddenStates.EAGLE3 if layers else ReturnHiddenStates.NONE
-        if key not in self._reading_models:
-            graph = self._graph_of(
-                return_logits=logits_mode, return_hidden_states=states_mode, hidden_state_layers=layers or None
-            )
-            self._reading_models[key] = self.model.derive(graph)
-        outputs = self._reading_models[key].execute(*model_inputs.buffers)
+        has_adapters = _has_adapters(model_inputs)
+        model = self._further_model(logits_mode, states_mode, layers or None, has_adapters=has_adapters)
+        outputs = model.execute(*(lora_call_order(model_inputs) if has_adapters else model_inputs.buffers))
         return _name_outputs(outputs, logits_mode, states_mode)
+
+    @property
+    def lora_manager(self) -> LoRAManager | None:
+        """The model's adapters; None: it was loaded without."""
+        return self._lora_manager
 
     def prepare_initial_token_inputs(
         self,
@@ -220,13 +232,20 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
             return_n_logits: n of `ReturnLogits.VARIABLE`.
 
         Raises:
-            ValueError: another number of lists than replicas, a request that is too long, or n below 1.
+            ValueError: another number of lists than replicas, a request that is too long, n below 1, more adapters than
+                `max_num_loras`, or a request with an adapter behind one without.
         """
         degree = self.pipeline_config.model.data_parallel_degree
         if len(replica_batches) != degree:
             raise ValueError(f"{len(replica_batches)} batches for {degree} replicas (data_parallel_degree)")
         cache = with_request_lengths(kv_cache_inputs, replica_batches, self._rope)
-        return initial_inputs(replica_batches, cache, return_n_logits, self.signal_buffers, self.max_seq_len)
+        inputs = initial_inputs(replica_batches, cache, return_n_logits, self.signal_buffers, self.max_seq_len)
+        manager = self._lora_manager
+        if manager is not None:
+            (batch,) = replica_batches  # adapters run on one replica
+            routing = manager.route([cast("LoRAAdapter | None", context.adapter) for context in batch])
+            inputs.update(**routing.inputs(inputs.input_row_offsets.to_numpy(), len(manager.slots)))
+        return inputs
 
     def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: ModelInputs) -> Llama3Inputs:
         """Prepare the inputs for the next token in multistep execution, without copies.
@@ -240,12 +259,13 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
 
         Raises:
             TypeError: the inputs are of another class.
-            ValueError: the batch is larger than `max_batch_size`, has adapters, or a request reaches the length where
-                its rotary frequencies change.
+            ValueError: the batch is larger than `max_batch_size`, or a request reaches the length where its rotary
+                frequencies change.
         """
         if not isinstance(prev_model_inputs, Llama3Inputs):
             raise TypeError(f"Llama3Inputs are needed, got {type(prev_model_inputs).__name__}")
-        return next_inputs(next_tokens, prev_model_inputs, self._row_offsets, self._rope)
+        num_slots = 0 if self._lora_manager is None else len(self._lora_manager.slots)
+        return next_inputs(next_tokens, prev_model_inputs, self._row_offsets, self._rope, num_slots)
 
     def _read_weights(self, *, is_exact: bool) -> dict[str, WeightData]:
         """The tensors by the graph's names, converted where another float encoding was asked for.
@@ -271,10 +291,59 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
             for name, data in state_dict.items()
         }
 
+    def _further_model(
+        self,
+        return_logits: ReturnLogits,
+        return_hidden_states: ReturnHiddenStates,
+        layers: tuple[int, ...] | None,
+        *,
+        has_adapters: bool,
+    ) -> Model | ReplicatedModel:
+        """The program of steps that return something else, or whose rows have adapters; over the same weights."""
+        key = (return_logits, return_hidden_states, layers, has_adapters)
+        if key not in self._further_models:
+            manager = self._lora_manager if has_adapters else None
+            graph = self._graph_of(
+                return_logits=return_logits,
+                return_hidden_states=return_hidden_states,
+                hidden_state_layers=layers,
+                max_lora_rank=0 if manager is None else manager.max_rank,
+            )
+            slots = None if manager is None else manager.slots
+            self._further_models[key] = self.model.derive(graph, slots)
+        return self._further_models[key]
+
+    def _adapter_products(self) -> ModelProducts:
+        """What adapters may update."""
+        config, model = self.config, self.pipeline_config.model
+        architecture = PIPELINE_REGISTRY.retrieve(self.pipeline_config)
+
+        def is_interleaved(kind: WeightsFormat) -> bool:
+            if kind is model.weights_format:
+                return config.interleaved_rope_weights
+            other: Any = SimpleNamespace(is_gguf=kind is WeightsFormat.gguf, rope_type=None)
+            return self.config_class.is_interleaved(other)
+
+        return ModelProducts(
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            vocab_size=config.vocab_size,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            is_interleaved=config.interleaved_rope_weights,
+            interleaved_in={kind: is_interleaved(kind) for kind in WeightsFormat},
+            weight_adapters=architecture.weight_adapters,
+            huggingface_config=self.huggingface_config,
+            gguf_architectures=tuple(architecture.gguf_architectures),
+        )
+
     def _refuse_unsupported(self, inputs: Llama3Inputs) -> None:
         if inputs.stated_lora_fields:
             lora_call_order(inputs)  # a partial set is an error of its own
-            raise UnsupportedModelError("lora_ids", "set", supported="no adapters")
+            if self._lora_manager is None:
+                raise UnsupportedModelError("lora_ids", "set", supported="no adapters, without enable_lora")
         degree = self.pipeline_config.model.data_parallel_degree
         if (inputs.data_parallel_splits is None) != (degree == 1):
             stated = "set" if degree == 1 else None
@@ -301,6 +370,11 @@ def _widened(data: WeightData) -> WeightData:
 def _array_of(data: WeightData) -> Any:
     """A weight's memory; of one that is decoded when it is packed, what decodes it anew."""
     return data if isinstance(data, QuantizedWeight) else data.data
+
+
+def _has_adapters(inputs: Llama3Inputs) -> bool:
+    """Whether any row of a step has an adapter."""
+    return inputs.lora_ids is not None and inputs.lora_ids.shape[0] > 0
 
 
 def _name_outputs(outputs: list[Buffer], logits_mode: ReturnLogits, states_mode: ReturnHiddenStates) -> ModelOutputs:
