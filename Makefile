@@ -74,10 +74,11 @@ oracles-ready: $(ORACLES)/.built
 oracles: $(ORACLES)/.built
 	$(ORACLES)/bin/python -m pytest $(PYTEST_FLAGS) tests/oracle
 
-$(ORACLES)/.created: $(VENV)/.tools tools/oracles.txt
+$(ORACLES)/.created: $(VENV)/.tools tools/oracles.txt tools/oracles_alone.txt
 	test -x $(ORACLES)/bin/python || $(BIN)/python -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet -r tools/oracles.txt
 	tools/json_schema_suite.sh $(ORACLES)
+	$(ORACLES)/bin/python -m pip install --quiet --no-deps --no-build-isolation -r tools/oracles_alone.txt
 	@touch $@
 
 $(ORACLES)/.llama_cpp: $(ORACLES)/.created tools/llama_cpp.sh

@@ -22,6 +22,8 @@ Tensors = dict[str, Array]
 Layer = tuple[Tensors, Array]
 """The tensors of a layer by the last part of their names, and the matrix that they mean, float32."""
 
+GPTQ_SECTION = {"quant_method": "gptq", "checkpoint_format": "gptq"}
+AWQ_SECTION = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 SCALE_TYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32}
 
@@ -136,8 +138,7 @@ def awq(size: int = 32) -> Scheme:
             "scales": np.ascontiguousarray(made.scales.T),
         }, made.values
 
-    section = {"quant_method": "awq", "bits": 4, "group_size": size, "version": "gemm", "zero_point": True}
-    return Scheme(f"awq-{size}", section, layer)
+    return Scheme(f"awq-{size}", {**AWQ_SECTION, "group_size": size}, layer)
 
 
 def compressed(weights: Mapping[str, Any], format: str, activations: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def scaled_float8(matrix: Array, tile: tuple[int, int], scale_type: Any) -> tupl
 
 
 def fp8(kind: str) -> Scheme:
-    """FP8: `tensor`, `channel`, `ct-block` of compressed-tensors, `fbgemm`, `block` (DeepSeek), `static` (transformers)."""
+    """FP8: `tensor`, `channel`, `ct-block` of compressed-tensors `fbgemm`, `block`, `static`, `modelopt`."""
     tiles = {"tensor": (0, 0), "static": (0, 0), "modelopt": (0, 0), "channel": (1, 0), "fbgemm": (1, 0)}
     tile = tiles.get(kind, (128, 128))
 
