@@ -75,10 +75,19 @@ def serve(greeting: Mapping[str, Any], actions: Mapping[str, Callable[..., Mappi
 
 def peak_bytes() -> int:
     """The most memory that this process had in use, mapped files included."""
+    return _status_bytes("VmHWM")
+
+
+def resident_bytes() -> int:
+    """The memory that this process has in use now, mapped files included."""
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(name: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
+    raise RuntimeError(f"/proc/self/status has no {name}")
 
 
 def _say(answer: Mapping[str, Any]) -> None:

@@ -370,8 +370,12 @@ class TestReading:
         weights = llm.model.state_dict["lm_head.weight"].astype(np.float64)
         (rows,) = llm.logits([llm.tokenize(FOX * 2)])
         np.testing.assert_allclose(states[-1].astype(np.float64) @ weights.T, rows, atol=1e-4)
-        for bad in (0, 3, -3):
-            with pytest.raises(InvalidRequestError, match="from 1 to 2"):
+        # layer 0 is what the first one reads
+        (begin,) = llm.encode(FOX, layers=[0, 1, -3])
+        table = llm.model.state_dict["embed_tokens.weight"][llm.tokenize(FOX)].astype(np.float32)
+        assert np.array_equal(begin[0], begin[-3]) and np.array_equal(begin[0], table)
+        for bad in (3, -4):
+            with pytest.raises(InvalidRequestError, match="from 0 to 2"):
                 llm.encode(FOX, layers=[bad])
 
     @pytest.mark.parametrize("pooling", ["mean", "last", "cls"])

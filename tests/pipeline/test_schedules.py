@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -223,10 +224,14 @@ TestSchedules.settings = settings(
 
 @pytest.mark.slow
 class TestManySchedules(Schedules.TestCase):  # type: ignore[name-defined,misc]
-    """The same, a thousand times, in longer runs."""
+    """The same, a thousand times (or as often as PUNA_SCHEDULES says), in longer runs."""
 
     settings = settings(
-        max_examples=1000, stateful_step_count=50, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck)
+        max_examples=int(os.environ.get("PUNA_SCHEDULES", "1000")),
+        stateful_step_count=50,
+        deadline=None,
+        phases=PHASES,
+        suppress_health_check=list(HealthCheck),
     )
 
 

@@ -75,8 +75,8 @@ class ReadsPrompts(ABC):
 
         Args:
             prompts: As of `generate`.
-            layers: Which ones: 1 to the number of layers stand for what goes out of each; the last one's is taken
-                behind the final norm. Negative numbers count from the end.
+            layers: Which ones: 0 stands for the embeddings, 1 to the number of layers for what goes out of each; the
+                last one's is taken behind the final norm. Negative numbers count from the end.
             adapter: As of `generate`.
 
         Returns:
@@ -209,11 +209,11 @@ class ReadsPrompts(ABC):
         return float(np.exp(-np.mean(self.token_logprobs(text, window=window, stride=stride, adapter=adapter))))
 
     def _layer(self, layer: int) -> int:
-        """A layer as readers number them: from 0, the number of layers for the output of the final norm."""
+        """A layer as readers number them: from 0, -1 for the embeddings, their number for the final norm's output."""
         count = int(self.model.config.num_hidden_layers)
         number = layer + count + 1 if layer < 0 else layer
-        if not 1 <= number <= count:
-            raise InvalidRequestError(f"must be from 1 to {count} (or -{count} to -1), got {layer}", param="layer")
+        if not 0 <= number <= count:
+            raise InvalidRequestError(f"must be from 0 to {count} (or -{count + 1} to -1), got {layer}", param="layer")
         return number if number == count else number - 1
 
     def _logprob_reader(self, ids: Sequence[int], first_token: int) -> LogprobReader:

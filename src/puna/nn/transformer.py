@@ -106,7 +106,8 @@ class DecoderSpec:
         interleaved_rope: Pairs are elements 2j and 2j+1 (as Llama's GGUF files store them), not j and j + rot_dim/2.
         return_logits: Which logits a step returns.
         return_hidden_states: Which hidden states a step returns.
-        hidden_state_layers: The layers of `EAGLE3`; None: `default_hidden_state_layers(num_layers)`.
+        hidden_state_layers: The layers of `EAGLE3`, from 0; -1 stands for the embeddings, `num_layers` for the
+            output of the last norm; None: `default_hidden_state_layers(num_layers)`.
         use_subgraphs: Layers of equal shape and formats are built once and called; same results either way.
         kv_params: Sizes and element type of the KV cache.
         norm_has_weight: Norms have a weight; None: `rms_norm` has, `layer_norm` has not.
@@ -184,8 +185,8 @@ class DecoderSpec:
             _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
         for name in ("sliding_window_layers", "hidden_state_layers", "unrotated_layers"):
             layers = getattr(self, name) or ()
-            last = self.num_layers - (name != "hidden_state_layers")
-            _require(all(0 <= i <= last for i in layers), name, layers, f"layers of 0..{last}")
+            first, last = (-1, self.num_layers) if name == "hidden_state_layers" else (0, self.num_layers - 1)
+            _require(all(first <= i <= last for i in layers), name, layers, f"layers of {first}..{last}")
         if self.parallel_branches:
             shared = frozenset({NormPlace.BEFORE_ATTENTION})
             _require(self.norm_places == shared, "norm_places", sorted(self.norm_places), "one norm, before attention")
@@ -279,7 +280,7 @@ class Transformer:
         first = next(iter(steps.values()))
         offsets, adapters = first.row_offsets, first.adapters
         h = self.embedding(tokens, adapters)
-        layers: list[Value] = []
+        layers = [h]
         subgraphs: dict[object, Graph] = {}
         for layer in range(self.spec.num_layers):
             prefix, rope = f"layers.{layer}.", self.spec.rope_name(layer)
@@ -377,7 +378,7 @@ class Transformer:
                 return normalized
             case ReturnHiddenStates.EAGLE3:
                 chosen = [*layers, *([] if normalized is None else [normalized])]
-                return ops.concat_columns(*(chosen[layer] for layer in self.spec.selected_layers))
+                return ops.concat_columns(*(chosen[layer + 1] for layer in self.spec.selected_layers))
 
 
 _ADAPTER_INPUTS: Final[dict[str, tuple[DType, tuple[Any, ...]]]] = {

@@ -140,7 +140,7 @@ class HiddenStateReader(_Reader):
     """The outputs of some layers for all tokens of a prompt.
 
     Args:
-        layers: Which ones, from 0; the number of layers stands for the output of the last norm.
+        layers: Which ones, from 0; -1 stands for the embeddings, the number of layers for the output of the last norm.
 
     Attributes:
         chunks: Layer -> float32 `[n, H]` each.
@@ -163,7 +163,7 @@ class PoolingReader(_Reader):
 
     Args:
         pooling: `mean`, `last` or `cls`.
-        layer: Whose outputs, from 0; the number of layers stands for the output of the last norm.
+        layer: Whose outputs, from 0; -1: the embeddings; the number of layers: the output of the last norm.
 
     Raises:
         InvalidRequestError: there is no such pooling.
