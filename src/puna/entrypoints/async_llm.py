@@ -194,7 +194,12 @@ class AsyncLLM(HasAdapters):
         return await asyncio.to_thread(self._preparation.encode, request)
 
     async def embed(
-        self, prompts: Sequence[Sequence[int]], *, pooling: Pooling = "mean", normalize: bool = True
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        adapter: str | None = None,
     ) -> npt.NDArray[np.float32]:
         """One vector per prompt, float32 `[n, H]`.
 
@@ -202,6 +207,7 @@ class AsyncLLM(HasAdapters):
             prompts: Prompts as token ids, at least one.
             pooling: `mean` over its tokens, its `last` token, or `cls`: its first.
             normalize: Scale each vector to length 1.
+            adapter: The name of an adapter; None: the model itself.
 
         Raises:
             InvalidRequestError: a prompt does not fit.
@@ -210,7 +216,8 @@ class AsyncLLM(HasAdapters):
         """
         layer = int(self._loaded.model.config.num_hidden_layers)
         readers = [PoolingReader(pooling, layer) for _ in prompts]
-        await self._read([self._preparation.reading(ids, reader) for ids, reader in zip(prompts, readers, strict=True)])
+        make = self._preparation.reading
+        await self._read([make(ids, reader, adapter) for ids, reader in zip(prompts, readers, strict=True)])
         return np.stack([reader.vector(normalize) for reader in readers])
 
     async def _read(self, contexts: Sequence[TextContext]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from puna.entrypoints.commands.options import (
+    adapter_option,
     engine_options,
     loading_options,
     one_answer_params,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @sampling_options
 @click.option("--logprobs", type=int, help="With --json: log-probabilities of tokens and of this many likeliest ones.")
 @click.option("--prompt-logprobs", type=int, help="With --json: the same for the prompt.")
+@adapter_option
 @loading_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of streaming.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but the text.")
@@ -84,11 +86,11 @@ def _request(llm: LLM, text: str, params: SamplingParams, options: dict[str, Any
     if not chat:
         if options["system"] is not None:
             raise InvalidRequestError("a system message needs the chat template", param="system")
-        return GenerateRequest(text=text, sampling_params=params)
+        return GenerateRequest(text=text, sampling_params=params, adapter=options["adapter"])
     messages = [{"role": "user", "content": text}]
     if options["system"] is not None:
         messages.insert(0, {"role": "system", "content": options["system"]})
-    return GenerateRequest(messages=messages, sampling_params=params)
+    return GenerateRequest(messages=messages, sampling_params=params, adapter=options["adapter"])
 
 
 def _timings(output: RequestOutput, load_seconds: float) -> dict[str, float | None]:

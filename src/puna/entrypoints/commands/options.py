@@ -123,6 +123,33 @@ _LOADING: Final = (
 )
 
 
+ADAPTERS: Final = (
+    click.option("--enable-lora", is_flag=True, help="Let requests name adapters (docs/lora.md)."),
+    click.option(
+        "--lora-paths",
+        "--lora-modules",
+        "lora_paths",
+        multiple=True,
+        metavar="NAME=PATH",
+        help="An adapter: a directory in PEFT's layout, or a GGUF file; may be repeated.",
+    ),
+    click.option(
+        "--max-lora-rank", type=click.IntRange(1), default=16, show_default=True, help="Largest rank of an adapter."
+    ),
+    click.option(
+        "--max-num-loras",
+        "--max-loras",
+        "max_num_loras",
+        type=click.IntRange(1),
+        help="Adapters in a step.  [default: as many as --lora-paths, at least 8]",
+    ),
+    click.option("--lora-memory", type=SIZE, help="Most bytes of adapters in memory, such as 2G.  [default: all]"),
+)
+_ADAPTER: Final = click.option(
+    "--adapter", metavar="NAME", help="Use this adapter: a name of --lora-paths, or a path.  [default: none]"
+)
+
+
 _STRUCTURE: Final = (
     click.option("--json-schema", metavar="FILE", help="Answer with JSON that this schema (or file) accepts."),
     click.option("--json-object", is_flag=True, help="Answer with a JSON object."),
@@ -171,7 +198,12 @@ def sampling_options(command: _Command) -> _Command:
 
 def loading_options(command: _Command) -> _Command:
     """Adds the options of loading a model; `engine_options` reads them."""
-    return _with(_LOADING, command)
+    return _with((*_LOADING, *ADAPTERS), command)
+
+
+def adapter_option(command: _Command) -> _Command:
+    """Adds `--adapter`; `engine_options` loads it where it is a path."""
+    return _ADAPTER(command)
 
 
 def _with(options: tuple[Callable[[Any], Any], ...], command: _Command) -> _Command:
@@ -226,6 +258,10 @@ def _samples(values: SamplingParamsInput) -> bool:
 
 def engine_options(options: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The options of `loading_options`, as arguments of `LLM`; `more`: further arguments."""
+    paths = list(options["lora_paths"])
+    adapter = options.get("adapter")
+    if adapter is not None and adapter not in {entry.partition("=")[0] for entry in paths}:
+        paths.append(adapter)  # named by its path
     return {
         "dtype": options["dtype"],
         "kv_cache_dtype": options["kv_cache_dtype"],
@@ -238,6 +274,11 @@ def engine_options(options: dict[str, Any], **more: Any) -> dict[str, Any]:
         "prefix_cache_dir": options["prefix_cache_dir"],
         "prefix_cache_bytes": options["prefix_cache_bytes"],
         "data_parallel_degree": options["data_parallel_degree"],
+        "enable_lora": options["enable_lora"] or adapter is not None,
+        "lora_paths": paths,
+        "max_lora_rank": options["max_lora_rank"],
+        "max_num_loras": options["max_num_loras"],
+        "lora_memory": options["lora_memory"],
         **more,
     }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from puna.entrypoints.commands.options import engine_options, loading_options, read_text, read_text_file
+from puna.entrypoints.commands.options import adapter_option, engine_options, loading_options, read_text, read_text_file
 from puna.entrypoints.console import print_json, progress
 from puna.errors import InvalidRequestError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", required=True, metavar="TEXT", help="The prompt; - reads it from standard input.")
 @click.option("--choice", "choices", multiple=True, metavar="TEXT", help="A continuation; may be repeated.")
 @click.option("--choices-file", metavar="FILE", help="Further continuations, one a line.")
+@adapter_option
 @loading_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def score(
@@ -44,7 +45,7 @@ def score(
 
         llm = LLM(model, **engine_options(options))
     with llm:
-        scores = llm.score(text, texts)
+        scores = llm.score(text, texts, adapter=options["adapter"])
     most = max(one.logprob for one in scores)
     total = sum(math.exp(one.logprob - most) for one in scores)
     shares = [math.exp(one.logprob - most) / total for one in scores]

@@ -76,6 +76,10 @@ def _run(model: str, keys: dict[str, str], options: dict[str, Any]) -> int:
     names = {item.name for item in fields(EngineOptions)} & options.keys()
     engine = {name: options[name] for name in names}
     engine |= {"max_model_len": options["max_length"], "enable_weight_cache": not options["no_weight_cache"]}
+    if options["lora_dir"] is not None:
+        if not options["lora_dir"].is_dir():
+            raise InvalidRequestError(f"{options['lora_dir']} is no directory", param="lora_dir")
+        engine["enable_lora"] = True
     EngineOptions(**engine)
     find_model(model, revision=options["revision"])
     limits = _limits(options)
@@ -91,6 +95,7 @@ def _run(model: str, keys: dict[str, str], options: dict[str, Any]) -> int:
         storage_dir=None if options["no_storage"] else options["storage_dir"] or _state_dir(),
         max_in_engine=2 * options["max_num_seqs"] * options["data_parallel_degree"],
         root_path=options["root_path"],
+        lora_dir=options["lora_dir"],
     )
     # Requests wait in the server's fair line; the engine's own never fills up.
     host = ModelHost(lambda: AsyncLLM(model, max_queue_size=1 << 20, **engine))

@@ -57,6 +57,7 @@ class BatchRun:
         self._model_names = model_names
         self._sampling = sampling
         self._seed = seed
+        self._adapters = frozenset(info.name for info in llm.list_lora_adapters())
         self._begin = time.perf_counter()
         self.num_prompt_tokens = 0
         self.num_generated_tokens = 0
@@ -93,7 +94,9 @@ class BatchRun:
             call, error = None, line.error
             if error is None:
                 try:
-                    defaults = BodyDefaults(sampling=self._sampling, seed=self._seed_of(line.custom_id))
+                    defaults = BodyDefaults(
+                        sampling=self._sampling, seed=self._seed_of(line.custom_id), adapters=self._adapters
+                    )
                     call = read_body(line.endpoint, line.body, self._model_names, defaults)
                 except PunaError as refusal:
                     error = refusal

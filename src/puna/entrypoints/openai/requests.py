@@ -93,6 +93,7 @@ class Call:
         include_usage: A stream ends with the numbers of tokens.
         returns_token_ids: Token ids are part of the answer.
         ignored: Names of fields that are not known.
+        adapter: The adapter that the body names as its model, or None.
     """
 
     endpoint: Endpoint
@@ -107,6 +108,7 @@ class Call:
     include_usage: bool = False
     returns_token_ids: bool = False
     ignored: tuple[str, ...] = ()
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,7 @@ class BodyDefaults:
         may_stream: Answers can be sent as they are made.
         is_strict: Fields that are not known are refused; else they are `Call.ignored`.
         template_variables: Names that `chat_template_kwargs` may have; None: any.
+        adapters: Names of adapters; a body that names one as its model is computed with it.
     """
 
     sampling: SamplingParamsInput = field(default_factory=SamplingParamsInput)
@@ -126,6 +129,7 @@ class BodyDefaults:
     may_stream: bool = False
     is_strict: bool = True
     template_variables: frozenset[str] | None = None
+    adapters: Collection[str] = ()
 
 
 def read_body(
@@ -156,10 +160,12 @@ def read_body(
     for name in unknown:
         del stated[name]
     model = stated.pop("model", None)
-    if model is not None and model not in model_names:
-        raise ModelNotFoundError(str(model), "it is not loaded", choices=sorted(model_names))
+    adapter = model if isinstance(model, str) and model in defaults.adapters and model not in model_names else None
+    if model is not None and model not in model_names and adapter is None:
+        choices = sorted({*model_names, *defaults.adapters})
+        raise ModelNotFoundError(str(model), "it is not loaded", choices=choices)
     if endpoint is Endpoint.EMBEDDINGS:
-        return replace(_embedding(stated), ignored=tuple(unknown))
+        return replace(_with_adapter(_embedding(stated), adapter), ignored=tuple(unknown))
     stream, include_usage = _stream(stated, defaults)
     returns_token_ids = _switch(stated, "return_token_ids", False)
     call = _chat(stated, defaults) if endpoint is Endpoint.CHAT else _completion(stated, defaults)
@@ -167,12 +173,18 @@ def read_body(
     if stream and params.num_choices > params.n:
         raise InvalidRequestError("the best ones are known at the end only; not with stream", param="best_of")
     return replace(
-        call,
+        _with_adapter(call, adapter),
         stream=stream,
         include_usage=include_usage,
         returns_token_ids=returns_token_ids,
         ignored=tuple(unknown),
     )
+
+
+def _with_adapter(call: Call, adapter: str | None) -> Call:
+    if adapter is None:
+        return call
+    return replace(call, adapter=adapter, requests=tuple(replace(item, adapter=adapter) for item in call.requests))
 
 
 def _stream(stated: dict[str, Any], defaults: BodyDefaults) -> tuple[bool, bool]:

@@ -12,6 +12,9 @@ import numpy.typing as npt
 from puna.entrypoints.openai.requests import Call, Endpoint
 from puna.entrypoints.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestOutput
 from puna.errors import (
+    AdapterError,
+    AdapterExistsError,
+    AdapterNotFoundError,
     InvalidRequestError,
     ModelNotFoundError,
     PromptTooLongError,
@@ -39,6 +42,9 @@ __all__ = [
 _CODES: Final[tuple[tuple[type[PunaError], str], ...]] = (  # the first one that fits
     (PromptTooLongError, "context_length_exceeded"),
     (ModelNotFoundError, "model_not_found"),
+    (AdapterNotFoundError, "model_not_found"),
+    (AdapterExistsError, "adapter_exists"),
+    (AdapterError, "invalid_adapter"),
     (QueueFullError, "queue_full"),
     (UnsupportedModelError, "unsupported_by_model"),
     (InvalidRequestError, "invalid_value"),
@@ -79,7 +85,7 @@ def generated_body(
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{outputs[0].request_id}",
         "object": "chat.completion" if is_chat else "text_completion",
         "created": created,
-        "model": model,
+        "model": call.adapter or model,
         "choices": [
             {"index": index, **make(call, output, choice, tokenizer), **_extras(call, output, choice)}
             for index, (output, choice) in enumerate(choices)
@@ -149,7 +155,7 @@ def embedding_body(
             }
             for index, vector in enumerate(vectors)
         ],
-        "model": model,
+        "model": call.adapter or model,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
 

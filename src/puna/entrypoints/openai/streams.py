@@ -49,7 +49,7 @@ class ChunkWriter:
             "id": name,
             "object": "chat.completion.chunk" if self._is_chat else "text_completion",
             "created": created,
-            "model": model,
+            "model": call.adapter or model,
         }
         self._sent: dict[int, _Sent] = {}
 

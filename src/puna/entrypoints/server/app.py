@@ -15,7 +15,7 @@ from puna.entrypoints.server.gate import Gate, refuse_route
 from puna.entrypoints.server.host import ModelHost
 from puna.entrypoints.server.openapi import openapi_document
 from puna.entrypoints.server.operation import Operation
-from puna.entrypoints.server.routes import anthropic, files, ollama, openai, operations, responses, texts
+from puna.entrypoints.server.routes import adapters, anthropic, files, ollama, openai, operations, responses, texts
 from puna.entrypoints.server.routes.openai import json_response
 from puna.entrypoints.server.settings import ServerSettings
 from puna.entrypoints.server.state import Server
@@ -25,7 +25,7 @@ __all__ = ["all_operations", "create_app"]
 
 def all_operations() -> tuple[Operation, ...]:
     """Every route of the server. A module of routes that is new is named here."""
-    modules = (openai, texts, responses, files, anthropic, ollama, operations)
+    modules = (openai, adapters, texts, responses, files, anthropic, ollama, operations)
     return tuple(operation for module in modules for operation in module.OPERATIONS)
 
 

@@ -46,6 +46,7 @@ async def vectors_of(
     timeline.mark("prepared")
     async with server.admission.place(tenant, 0, len(prompts)):
         timeline.mark("admitted")
-        vectors = await llm.embed(prompts, pooling=pooling, normalize=normalize)
+        adapter = requests[0].adapter  # one body names one model
+        vectors = await llm.embed(prompts, pooling=pooling, normalize=normalize, adapter=adapter)
     timeline.mark("finished")
     return vectors, lengths

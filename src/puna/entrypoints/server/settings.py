@@ -102,6 +102,7 @@ class ServerSettings:
         max_stored_bytes: Memory of stored responses.
         max_in_engine: Requests that are given to the engine at once; the rest waits in the fair queue.
         root_path: Prefix under which a proxy shows the server.
+        lora_dir: Where requests may load adapters from; None: they may not.
     """
 
     model_names: tuple[str, ...]
@@ -117,6 +118,7 @@ class ServerSettings:
     max_stored_bytes: int = 64 << 20
     max_in_engine: int = 64
     root_path: str = ""
+    lora_dir: Path | None = None
 
     @property
     def model_name(self) -> str:

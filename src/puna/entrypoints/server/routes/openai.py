@@ -95,16 +95,16 @@ async def _chunks(
     yield DONE
 
 
-def model_entry(server: Server, name: str) -> dict[str, Any]:
-    """The entry of a model's name in the list of models."""
+def model_entry(server: Server, name: str, *, is_adapter: bool = False) -> dict[str, Any]:
+    """The entry of a model's or an adapter's name in the list of models."""
     llm = server.llm
     return {
         "id": name,
         "object": "model",
         "created": server.host.created,
         "owned_by": "puna",
-        "root": server.settings.model_name,
-        "parent": None,
+        "root": name if is_adapter else server.settings.model_name,
+        "parent": server.settings.model_name if is_adapter else None,
         "max_model_len": llm.max_model_len,
     }
 
@@ -112,15 +112,21 @@ def model_entry(server: Server, name: str) -> dict[str, Any]:
 async def _models(request: Request) -> Response:
     server = server_of(request)
     entries = [model_entry(server, name) for name in server.settings.model_names]
+    entries += [model_entry(server, name, is_adapter=True) for name in _adapters(server)]
     return json_response({"object": "list", "data": entries})
 
 
 async def _model(request: Request) -> Response:
     server, name = server_of(request), request.path_params["model"]
-    entry = model_entry(server, name)
-    if name not in server.settings.model_names:
-        raise ModelNotFoundError(name, "it is not loaded", choices=list(server.settings.model_names))
+    names, adapters = server.settings.model_names, _adapters(server)
+    entry = model_entry(server, name, is_adapter=name not in names)
+    if name not in names and name not in adapters:
+        raise ModelNotFoundError(name, "it is not loaded", choices=[*names, *adapters])
     return json_response(entry)
+
+
+def _adapters(server: Server) -> list[str]:
+    return [info.name for info in server.llm.list_lora_adapters()]
 
 
 OPERATIONS: Final = (

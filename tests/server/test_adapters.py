@@ -1,0 +1,106 @@
+"""Adapters over HTTP: named as models, loaded and unloaded within one directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from puna import LLM, SamplingParams
+from support.adapters import module_shapes, random_pairs, write_peft
+from support.serving import NAME, Served, serving
+from support.tiny_model import CONFIG, write_tiny_model
+
+ASKED = {"prompt": "Hello", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("served")
+    write_tiny_model(root / "model")
+    shapes = module_shapes(CONFIG, ("q_proj", "v_proj", "down_proj"))
+    for seed, name in enumerate(("a", "b")):
+        write_peft(root / "adapters" / name, random_pairs(shapes, 4, seed))
+    write_peft(root / "secret", random_pairs(shapes, 4, 9))
+    (root / "adapters" / "link").symlink_to(root / "secret")
+    (root / "adapters" / "broken").mkdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def served(files: Path) -> Iterator[Served]:
+    engine = {"enable_lora": True, "lora_paths": [f"a={files / 'adapters' / 'a'}"], "enable_weight_cache": False}
+    with serving(files / "model", engine=engine, lora_dir=files / "adapters") as server:
+        yield server
+
+
+def text(served: Served, model: str | None) -> Any:
+    reply = served.post("/v1/completions", **ASKED, **({} if model is None else {"model": model}))
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["model"] == (model or NAME)
+    return reply.json()["choices"][0]["text"]
+
+
+def names(served: Served) -> list[str]:
+    return [entry["id"] for entry in served.client.get("/v1/models").json()["data"]]
+
+
+def test_a_model_is_an_adapter(files: Path, served: Served) -> None:
+    llm = LLM(
+        files / "model",
+        enable_lora=True,
+        lora_paths=[f"{name}={files / 'adapters' / name}" for name in "ab"],
+        enable_weight_cache=False,
+    )
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    wanted = {name: llm.generate("Hello", params, adapter=name)[0].outputs[0].text for name in ("a", "b", None)}
+    assert text(served, None) == text(served, NAME) == wanted[None] != wanted["a"]
+    assert text(served, "a") == wanted["a"]
+    assert names(served) == [NAME, "a"]
+    entry = served.client.get("/v1/models/a").json()
+    assert (entry["parent"], entry["root"]) == (NAME, "a")
+    reply = served.post("/v1/load_lora_adapter", lora_name="b", lora_path="b")
+    assert (reply.status_code, reply.text) == (200, "Success: LoRA adapter 'b' added successfully.")
+    assert text(served, "b") == wanted["b"]
+    assert names(served) == [NAME, "a", "b"]
+    assert served.post("/v1/load_lora_adapter", lora_name="b", lora_path="b").status_code == 200
+    assert served.post("/v1/load_lora_adapter", lora_name="b", lora_path="a").status_code == 409
+    absolute = str(files / "adapters" / "a")
+    assert served.post("/v1/load_lora_adapter", lora_name="b", lora_path=absolute, load_inplace=True).status_code == 200
+    assert text(served, "b") == wanted["a"]
+    embedded = [served.post("/v1/embeddings", input="Hello", model=model).json() for model in (NAME, "a")]
+    assert embedded[0]["data"] != embedded[1]["data"]
+    assert served.post("/v1/unload_lora_adapter", lora_name="b").status_code == 200
+    assert served.post("/v1/unload_lora_adapter", lora_name="b").status_code == 404
+    reply = served.post("/v1/completions", **ASKED, model="b")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret", "link", "/etc", "..", ".", "", "a/../../secret", "missing", "a\0b", "broken", "x" * 5000]
+)
+def test_paths_do_not_lead_out(served: Served, path: str) -> None:
+    reply = served.post("/v1/load_lora_adapter", lora_name="x", lora_path=path)
+    assert reply.status_code == 400
+    assert "secret/" not in reply.text
+    assert "x" not in names(served)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"lora_name": "x"}, {"lora_name": 1, "lora_path": "a"}, {"lora_name": "x", "lora_path": "a", "y": 1},
+     {"lora_name": NAME, "lora_path": "a"}, {"lora_name": "x", "lora_path": "a", "load_inplace": "yes"},
+     {"lora_name": "a\nb", "lora_path": "a"}],
+)  # fmt: skip
+def test_bodies_that_are_refused(served: Served, body: dict[str, Any]) -> None:
+    assert served.post("/v1/load_lora_adapter", **body).status_code == 400
+
+
+def test_nothing_is_loaded_without_a_directory(files: Path) -> None:
+    with serving(files / "model", engine={"enable_weight_cache": False}) as server:
+        for route in ("load", "unload"):
+            reply = server.post(f"/v1/{route}_lora_adapter", lora_name="a", lora_path="a")
+            assert (reply.status_code, reply.json()["error"]["code"]) == (501, "adapters_disabled")
+        assert names(server) == [NAME]
