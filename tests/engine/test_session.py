@@ -66,8 +66,9 @@ def test_hidden_states_of_every_mode() -> None:
         states[mode] = outputs[-1].to_numpy()
     every = states[ReturnHiddenStates.ALL]
     assert every.shape == (4, 64)
-    np.testing.assert_array_equal(states[ReturnHiddenStates.LAST], every[[2, 3]])
-    np.testing.assert_array_equal(states[ReturnHiddenStates.LAST_PER_DEVICE], every[[2, 3]])
+    # The reference executor's products are NumPy's, whose order of sums may depend on the number of rows.
+    np.testing.assert_allclose(states[ReturnHiddenStates.LAST], every[[2, 3]], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(states[ReturnHiddenStates.LAST_PER_DEVICE], states[ReturnHiddenStates.LAST])
     weight = tiny_weights(tiny_spec(num_layers=9))["norm.weight"].data
     normalized = every / np.sqrt(np.mean(np.square(every), axis=1, keepdims=True) + 1e-5) * weight
     np.testing.assert_allclose(states[ReturnHiddenStates.ALL_NORMALIZED], normalized, rtol=1e-5)
