@@ -5,6 +5,7 @@ A quantized checkpoint computes what the float32 checkpoint of the matrices that
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,6 +95,34 @@ def test_native_computes_what_the_reference_computes(checkpoints: Any, scheme: s
         difference = np.abs(mine - theirs)
         assert difference.max() <= 2e-2 * np.abs(theirs).max()
         assert np.median(difference) <= 2e-3 * np.abs(theirs).max()
+
+
+# Layers that stay plain, by what their names hold.
+KEPT = {
+    "nothing": (),
+    "a layer": ("embed_tokens", "layers.0."),
+    "parts of layers": ("embed_tokens", "k_proj", "gate_proj", "layers.1.self_attn.o_proj"),
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("scheme", ["int4-32-sym-pack-quantized-BF16", "mxfp8", "fp8-static"])
+def test_any_layers_may_be_quantized(tmp_path: Path, scheme: str, kept: str, tied: bool) -> None:
+    """Embedding and output matrix too, and neighbours that one instruction would compute together need not be alike."""
+    config = tiny_config("llama", **{**BLOCK_32, "num_hidden_layers": 2, "tie_word_embeddings": tied})
+    section = {key: value for key, value in SCHEMES[scheme].section.items() if key not in ("ignore", "ignored_layers")}
+    made = replace(SCHEMES[scheme], section=section)
+    keeps = KEPT[kept]
+    paths = write_quantized(
+        tmp_path, config, tiny_tensors(config), made, keeps=lambda module: any(part in module for part in keeps)
+    )
+    for mine, theirs in zip(*(all_logits(load_family(path), PROMPTS) for path in paths), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    alone = [all_logits(load_family(paths[0], precision="auto"), [prompt])[0] for prompt in PROMPTS]
+    batched = all_logits(load_family(paths[0], precision="auto"), PROMPTS)
+    for mine, theirs in zip(batched, alone, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize("scheme", ["gptq1-4-32-asym", "fp8-channel"])

@@ -38,6 +38,7 @@ AWQ_COLUMNS: Final = 8
 # The place of column c of a word in the sequence of its nibbles, lowest first: nibbles hold columns 0 2 4 6 1 3 5 7.
 _AWQ_NIBBLES: Final = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 _FP4: Final = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_E8M0: Final = np.append(np.ldexp(np.float32(1), np.arange(255) - 127), np.float32(np.nan)).astype(np.float32)
 _FLOAT8: Final = {
     dtype: np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)
     for dtype in map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2))
@@ -81,8 +82,8 @@ def float8_values(codes: Array) -> Float32Array:
 
 def e8m0_values(exponents: Bytes) -> Float32Array:
     """`2 ** (e - 127)`; 255 is NaN."""
-    values = np.ldexp(np.float32(1), exponents.astype(np.int32) - 127)
-    return np.where(exponents == 255, np.float32(np.nan), values).astype(np.float32)
+    values: Float32Array = _E8M0[exponents]
+    return values
 
 
 def q4_0_blocks(codes: Bytes, scales: npt.NDArray[np.float16]) -> Bytes:
