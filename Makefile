@@ -4,6 +4,7 @@
 # make oracles comparison with torch, transformers, llama.cpp make wheel    a wheel, run without a compiler
 # make bench   speed of MODEL                              make gate     kernels against a calibration loop
 # make versus  Puna and llama.cpp in turn, same files; versus-vllm: and vLLM
+# make conformance  the table of docs/models.md, from a run of its comparisons
 # make divergence  how far from float32 logits are, beside llama.cpp; writes the table of docs/numerics.md
 # make clean   removes what was built (make distclean: the environments too)
 
@@ -23,7 +24,7 @@ REPLAY_CASES := tests/kernels/cases
 CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL
 
-.PHONY: run build dev test slow check lint sanitize sanitize-address sanitize-thread neon oracles wheel bench gate versus versus-vllm divergence oracles-ready clean distclean
+.PHONY: run build dev test slow check lint sanitize sanitize-address sanitize-thread neon oracles conformance wheel bench gate versus versus-vllm divergence oracles-ready clean distclean
 .DELETE_ON_ERROR:
 
 run: build
@@ -73,6 +74,11 @@ oracles-ready: $(ORACLES)/.built
 
 oracles: $(ORACLES)/.built
 	$(ORACLES)/bin/python -m pytest $(PYTEST_FLAGS) tests/oracle
+
+# The table in docs/models.md, from a run of its comparisons.
+conformance: $(ORACLES)/.built
+	$(ORACLES)/bin/python -m pytest $(PYTEST_FLAGS) tests/oracle/test_conformance_table.py -o junit_family=xunit1 --junitxml=build/conformance.xml
+	$(ORACLES)/bin/python tools/conformance_table.py build/conformance.xml
 
 $(ORACLES)/.created: $(VENV)/.tools tools/oracles.txt tools/oracles_alone.txt
 	test -x $(ORACLES)/bin/python || $(BIN)/python -m venv $(ORACLES)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from puna.engine.model import Model, TensorMetadata
-from puna.engine.native_program import LoadReport
+from puna.engine.native_program import ActivationMemory, LoadReport, plan_activations
 from puna.engine.replicated_model import ReplicatedModel
 from puna.engine.session import InferenceSession
 from puna.engine.trace import MachineLimits, Trace, TraceRecord
 
 __all__ = [
+    "ActivationMemory",
     "InferenceSession",
     "LoadReport",
     "MachineLimits",
@@ -17,4 +18,5 @@ __all__ = [
     "TensorMetadata",
     "Trace",
     "TraceRecord",
+    "plan_activations",
 ]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from puna.engine.adapters import AdapterSlots
     from puna.engine.packed_cache.store import PackedCache
 
-__all__ = ["LoadReport", "NativeExecutor", "emit_program"]
+__all__ = ["ActivationMemory", "LoadReport", "NativeExecutor", "emit_program", "plan_activations"]
 
 Array = np.ndarray[Any, Any]
 
@@ -76,8 +76,37 @@ class LoadReport:
 
     def activation_bytes(self, num_tokens: int, batch_size: int, num_logit_rows: int = 0) -> int:
         """Memory of the arena in a step of this size (rows are rounded up to 16)."""
+        arena = ActivationMemory(self.token_bytes, self.request_bytes, self.logit_row_bytes)
+        return arena.bytes_of(num_tokens, batch_size, num_logit_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationMemory:
+    """What a step needs beyond weights and cache; the fields are those of `LoadReport`."""
+
+    token_bytes: int
+    request_bytes: int
+    logit_row_bytes: int
+
+    def bytes_of(self, num_tokens: int, batch_size: int, num_logit_rows: int = 0) -> int:
+        """Memory of the arena in a step of this size (rows are rounded up to 16)."""
         rows = [-(-count // 16) * 16 for count in (num_tokens, batch_size, num_logit_rows)]
         return rows[0] * self.token_bytes + rows[1] * self.request_bytes + rows[2] * self.logit_row_bytes
+
+
+def plan_activations(graph: Graph, weights: Mapping[str, WeightData]) -> ActivationMemory:
+    """The activation memory of a graph as it will run by default, from the formats of its weights alone."""
+    from puna import _native
+
+    plan = plan_memory(lower(graph, lambda name: str(_native.format_info(weights[name].format)[2])))
+    return _arena(_native, plan)
+
+
+def _arena(native: Native, plan: MemoryPlan) -> ActivationMemory:
+    row_bytes = dict.fromkeys(("T", "B", "R"), 0)
+    for slot in plan.slots:
+        row_bytes[slot.rows] += slot_bytes(native, slot.kind, slot.width)
+    return ActivationMemory(row_bytes["T"], row_bytes["B"], row_bytes["R"])
 
 
 def emit_program(
@@ -230,16 +259,14 @@ class NativeExecutor:
         emit_program(native, self.program, lowered, plan, self.packed, adapters)
         self._threads = threads
         self._labels = [_label(call, instruction, self.packed) for call, instruction in lowered.timeline()]
-        row_bytes = dict.fromkeys(("T", "B", "R"), 0)
-        for slot in plan.slots:
-            row_bytes[slot.rows] += slot_bytes(native, slot.kind, slot.width)
+        arena = _arena(native, plan)
         self.report = LoadReport(
             num_weights=len(weights),
             source_bytes=sum(weight.nbytes for weight in weights.values()),
             packed_bytes=self.packed.nbytes,
-            token_bytes=row_bytes["T"],
-            request_bytes=row_bytes["B"],
-            logit_row_bytes=row_bytes["R"],
+            token_bytes=arena.token_bytes,
+            request_bytes=arena.request_bytes,
+            logit_row_bytes=arena.logit_row_bytes,
             num_instructions=len(self._labels),
             pack_s=packed_at - begin,
             lower_s=time.perf_counter() - packed_at,

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 from puna import _native
 from puna.dtype import DType
+from puna.engine import plan_activations
 from puna.engine.registry import bind_weights
+from puna.entrypoints.knob_costs import FAMILY_SWITCHES, cost_of
 from puna.graph.weights import GGUFWeights, WeightData, Weights
 from puna.graph.weights.weight_data import stored_bytes
 from puna.models import ModelFiles, find_model
@@ -64,11 +66,19 @@ _CONFIG_KEYS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """One number or switch of a model, and where it was read: a file, its tensors, the family, or a `default`."""
+    """One number or switch of a model.
+
+    Attributes:
+        name: Its name.
+        value: What the model sets it to.
+        source: Where it was read: a file, its tensors, the family, or a `default`.
+        cost: What ignoring it would cost; None where it is what Llama has.
+    """
 
     name: str
     value: Any
     source: str
+    cost: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +112,7 @@ class MemoryPlan:
         weights: Packed weights.
         kv_cache_per_token: Cached keys and values of one token.
         kv_cache: Those of a request of the full context.
-        activations: Scratch of a step, estimated from its widest buffers.
+        activations: Scratch of a step of one request, and its logits.
         available: What this process could have now.
     """
 
@@ -154,11 +164,17 @@ class ModelHeader:
 
     def knobs(self) -> list[Knob]:
         """Every number and switch that shapes the computation, with the place it was read from."""
+        spec = self.arch_config.decoder_spec()
         found: list[Knob] = []
         for item in fields(self.arch_config):
             value = getattr(self.arch_config, item.name)
             if item.name not in _RUN_FIELDS and value is not None:
-                found.append(Knob(item.name, _plain(value), self._source(item.name)))
+                found.append(Knob(item.name, _plain(value), self._source(item.name), cost_of(item.name, spec)))
+        shown = {knob.name for knob in found}
+        for name in FAMILY_SWITCHES:
+            cost = cost_of(name, spec)
+            if name not in shown and cost is not None:
+                found.append(Knob(name, _plain(getattr(spec, name)), self.architecture.name, cost))
         return found
 
     def _source(self, knob: str) -> str:
@@ -189,14 +205,12 @@ class ModelHeader:
         """What the model takes with a step of `step_tokens` tokens."""
         params = self.arch_config.kv_params
         config = self.arch_config
-        heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        widths = 3 * config.hidden_size + (heads + config.num_attention_heads) * params.head_dim
-        widths += 3 * config.intermediate_size
+        arena = plan_activations(build_decoder_graph(config.decoder_spec(), self.state_dict), self.state_dict)
         return MemoryPlan(
             weights=sum(item.packed_bytes for item in self.stored_classes()),
             kv_cache_per_token=params.bytes_per_token,
             kv_cache=params.num_blocks_for(config.max_seq_len) * params.bytes_per_block,
-            activations=4 * (step_tokens * widths + config.vocab_size),
+            activations=arena.bytes_of(step_tokens, 1) + 4 * config.vocab_size,
             available=machine.available,
         )
 
@@ -322,6 +336,8 @@ def _plain(value: Any) -> Any:
         return value.value if isinstance(value.value, str) else value.name
     if is_dataclass(value) and not isinstance(value, type):
         return {"kind": type(value).__name__} | {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item) for item in value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if isinstance(value, (bool, int, float, str)) or value is None else str(value)

@@ -108,6 +108,13 @@ def _print(report: dict[str, Any]) -> None:
     for knob in report["knobs"]:
         knobs.add_row(knob["name"], str(knob["value"]), knob["source"])
     console.print(knobs)
+    costs = [knob for knob in report["knobs"] if knob["cost"] is not None]
+    if costs:
+        console.print()
+        table = _columns("THIS MODEL SETS", "IGNORING IT")
+        for knob in costs:
+            table.add_row(f"{knob['name']} {_short(knob['value'])}", knob["cost"])
+        console.print(table)
     console.print()
     encodings = _columns("TENSORS", "ENCODING", "COMPUTED AS", "COUNT", "SIZE")
     for item in report["encodings"]:
@@ -118,13 +125,24 @@ def _print(report: dict[str, Any]) -> None:
     rows = [
         ("weights", bytes_text(memory["weights"])),
         ("KV cache", f"{bytes_text(memory['kv_cache'])} ({bytes_text(memory['kv_cache_per_token'])} per token)"),
-        ("activations", f"about {bytes_text(memory['activations'])}"),
+        ("activations", f"{bytes_text(memory['activations'])} in a step of {_STEP_TOKENS} tokens"),
         ("available", bytes_text(memory["available"])),
     ]
     if speed is not None:
         rows.append(("prompt", f"up to {speed['prompt_tokens_per_s']:,.0f} tokens/s"))
         rows.append(("text", f"up to {speed['generation_tokens_per_s']:,.1f} tokens/s ({speed['read_gbps']:.1f} GB/s)"))
     console.print(_pairs(rows))
+
+
+def _short(value: Any) -> str:
+    """A value for people: numbers to four digits, records by their kind, long lists by their length."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return str(value.get("kind", "")).removesuffix("Params")
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) if len(value) <= 4 else f"of {len(value)}"
+    return "" if value is True else str(value)
 
 
 def _pairs(rows: list[tuple[str, str]]) -> Table:
