@@ -148,7 +148,7 @@ def test_a_completion_that_states_no_limit_has_sixteen_tokens(tmp_path: Path, ti
         ({"prompt": "x", "model": "another"}, 404, "model", "model_not_found"),
         ({"messages": [{"content": "x"}]}, 400, "messages", "invalid_value"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages", "invalid_value"),
-        ({"messages": HELLO, "tools": [{"type": "function"}]}, 400, "tools", "invalid_value"),
+        ({"messages": HELLO, "tools": [{"type": "function"}]}, 400, "tools[0].function", "invalid_value"),
         ({"messages": HELLO, "top_logprobs": 3}, 400, "top_logprobs", "invalid_value"),
         ({"messages": HELLO, **LIMITS}, 400, "max_completion_tokens", "invalid_value"),
         ({"input": "x", "encoding_format": "x"}, 400, "encoding_format", "invalid_value"),

@@ -5,7 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from puna.entrypoints.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestOutput, RequestTimings
+from puna.entrypoints.conversation import Reading
+from puna.entrypoints.outputs import (
+    AnswerMessage,
+    CompletionOutput,
+    Logprob,
+    PositionLogprobs,
+    RequestOutput,
+    RequestTimings,
+)
+from puna.entrypoints.tool_calls import MessageParser
 from puna.errors import PunaError
 from puna.pipelines.batch import FinishReason, GenerationDelta
 from puna.pipelines.context import LogProbabilities, TextContext
@@ -19,7 +28,14 @@ __all__ = ["Answer"]
 class _Choice:
     """One continuation, as it comes."""
 
-    def __init__(self, params: SamplingParams, index: int, tokenizer: Tokenizer | None, before: Sequence[int]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        index: int,
+        tokenizer: Tokenizer | None,
+        before: Sequence[int],
+        reading: Reading | None,
+    ) -> None:
         self.index = index
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
@@ -32,8 +48,15 @@ class _Choice:
         self._detokenizer = None
         if tokenizer is not None and params.detokenize:
             self._detokenizer = IncrementalDetokenizer(
-                tokenizer, before, skip_special_tokens=params.skip_special_tokens
+                tokenizer,
+                before,
+                skip_special_tokens=params.skip_special_tokens,
+                shown=frozenset() if reading is None else reading.shown,
             )
+        self._parser = None if reading is None else reading.make_parser()
+        self._message: AnswerMessage | None = None
+        self._num_parsed = 0  # pieces of text
+        self._is_parsed = False
         self._stops = StopStringChecker(params.stop or (), include_stop=params.include_stop_str_in_output)
 
     def take(self, delta: GenerationDelta) -> bool:
@@ -67,8 +90,11 @@ class _Choice:
 
     def output(self, tokenizer: Tokenizer | None, reports: bool) -> CompletionOutput:
         """The continuation as far as it got; `reports`: with log-probabilities."""
+        if self._parser is not None:
+            self._parse(self._parser)
         if len(self._text) > 1:
             self._text = ["".join(self._text)]
+        self._num_parsed = len(self._text)
         if reports:
             self._entries += [_entries(record, tokenizer) for record in self.records[len(self._entries) :]]
         return CompletionOutput(
@@ -80,7 +106,17 @@ class _Choice:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             error=self.error,
+            message=self._message,
         )
+
+    def _parse(self, parser: MessageParser) -> None:
+        """Takes apart what came since the last look."""
+        for piece in self._text[self._num_parsed :]:
+            parser.add(piece)
+        if self.finish_reason is not None and not self._is_parsed:
+            self._is_parsed = True
+            parser.finish()
+        self._message = parser.message
 
 
 class Answer:
@@ -90,6 +126,7 @@ class Answer:
         context: The request.
         tokenizer: Its model's; None: there is none.
         before: Tokens that the text continues; empty for a text of its own.
+        reading: How the answer is taken apart; None: it continues a plain prompt.
         prompt: The prompt's text, if there was one.
         num_truncated_tokens: Tokens that were cut off the prompt.
         num_returned: How many continuations are returned: the likeliest ones.
@@ -106,6 +143,7 @@ class Answer:
         tokenizer: Tokenizer | None,
         before: Sequence[int],
         *,
+        reading: Reading | None = None,
         prompt: str | None = None,
         num_truncated_tokens: int = 0,
         num_returned: int = 1,
@@ -115,7 +153,7 @@ class Answer:
         self.has_news = False
         self._tokenizer = tokenizer
         params = context.sampling_params
-        self._choices = [_Choice(params, index, tokenizer, before) for index in range(context.num_choices)]
+        self._choices = [_Choice(params, index, tokenizer, before, reading) for index in range(context.num_choices)]
         self._prompt = prompt
         self._prompt_token_ids = tuple(context.tokens.all[: context.admission_length].tolist())
         self._read_prompt: list[PositionLogprobs | None] | None = None

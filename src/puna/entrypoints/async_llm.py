@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -125,6 +125,9 @@ class AsyncLLM(HasAdapters):
         *,
         request_id: str | None = None,
         adapter: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        parallel_tool_calls: bool = True,
         **template: Any,
     ) -> AsyncGenerator[RequestOutput]:
         """Answers a conversation; as `generate`.
@@ -134,7 +137,8 @@ class AsyncLLM(HasAdapters):
             sampling_params: As of `generate`.
             request_id: As of `generate`.
             adapter: As of `generate`.
-            template: What the template is rendered with: `tools`, `documents`, `add_generation_prompt`, `variables`.
+            tools, tool_choice, parallel_tool_calls: As of `LLM.chat`.
+            template: What the template is rendered with: `documents`, `add_generation_prompt`, `variables`.
 
         Raises:
             UnsupportedModelError: the model has no chat template.
@@ -144,7 +148,13 @@ class AsyncLLM(HasAdapters):
         """
         params = self.default_sampling_params if sampling_params is None else sampling_params
         request = GenerateRequest(
-            messages=messages, sampling_params=params, chat_template_kwargs=template, adapter=adapter
+            messages=messages,
+            sampling_params=params,
+            chat_template_kwargs=template,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            adapter=adapter,
         )
         async with contextlib.aclosing(self.answer(_named(request, request_id))) as outputs:
             async for output in outputs:

@@ -266,6 +266,8 @@ class LLM(ReadsPrompts, HasAdapters):
         stream: Literal[False] = False,
         progress: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        parallel_tool_calls: bool = True,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         adapter: AdapterNames = None,
@@ -279,6 +281,8 @@ class LLM(ReadsPrompts, HasAdapters):
         *,
         stream: Literal[True],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        parallel_tool_calls: bool = True,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         adapter: AdapterNames = None,
@@ -292,6 +296,8 @@ class LLM(ReadsPrompts, HasAdapters):
         stream: bool = False,
         progress: bool | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+        parallel_tool_calls: bool = True,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         adapter: AdapterNames = None,
@@ -303,7 +309,10 @@ class LLM(ReadsPrompts, HasAdapters):
             sampling_params: As of `generate`.
             stream: As of `generate`.
             progress: As of `generate`.
-            tools: Descriptions of tools, for templates that take them.
+            tools: Tools that the model may call: objects of `type` function and a `function`. Calls are in the
+                `message.tool_calls` of what is returned.
+            tool_choice: `auto`, `none`, `required`, or an object that names a function.
+            parallel_tool_calls: Whether an answer may hold several calls.
             add_generation_prompt: End the prompt with the opening of the assistant's turn.
             chat_template_kwargs: Further variables of the template.
             adapter: As of `generate`.
@@ -318,11 +327,17 @@ class LLM(ReadsPrompts, HasAdapters):
         is_one = not messages or isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Sequence[Message]], [messages] if is_one else messages)
         options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "variables": chat_template_kwargs}
-        if tools is not None:
-            options["tools"] = tools
         params = spread(self._params(sampling_params), len(conversations))
         requests = [
-            GenerateRequest(messages=conversation, sampling_params=values, chat_template_kwargs=options, adapter=name)
+            GenerateRequest(
+                messages=conversation,
+                sampling_params=values,
+                chat_template_kwargs=options,
+                tools=tools,
+                tool_choice=tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
+                adapter=name,
+            )
             for conversation, values, name in zip(
                 conversations, params, spread_adapters(adapter, len(conversations)), strict=True
             )

@@ -9,14 +9,18 @@ from puna.errors import PunaError
 from puna.pipelines.batch import FinishReason
 
 __all__ = [
+    "AnswerMessage",
     "BeamSearchOutput",
     "BeamSequence",
     "ChoiceScore",
     "CompletionOutput",
     "Logprob",
+    "MessageDelta",
     "PositionLogprobs",
     "RequestOutput",
     "RequestTimings",
+    "ToolCall",
+    "ToolCallDelta",
 ]
 
 
@@ -55,6 +59,68 @@ class RequestTimings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A tool that the model calls.
+
+    Attributes:
+        id: Names the call; the tool's answer refers to it.
+        name: The tool.
+        arguments: JSON, as the model wrote it; it grows while the answer does.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerMessage:
+    """An answer of a conversation, taken apart. While it grows, each part only gets longer.
+
+    Attributes:
+        content: What the user is told.
+        reasoning: What the model thought before; None: it is of a kind that does not reason aloud.
+        tool_calls: The tools that it calls.
+    """
+
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """What is new of a call.
+
+    Attributes:
+        index: Which of the message's calls.
+        id: Its id, where the call itself is new.
+        name: The tool, where the call itself is new.
+        arguments: What is new of the arguments.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageDelta:
+    """What is new of a message.
+
+    Attributes:
+        content: Of what the user is told.
+        reasoning: Of what the model thought.
+        tool_calls: Of the calls.
+    """
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionOutput:
     """One continuation of a prompt, as far as it got.
 
@@ -67,6 +133,7 @@ class CompletionOutput:
         finish_reason: `stop`, `length`, `abort` or `error`; None: it goes on.
         stop_reason: The stop string or stop token id that ended it, `repetition` or `deadline`; None: none of these.
         error: What went wrong, when it ended for that; text and tokens are what came before.
+        message: The text taken apart, for answers of conversations; None: it continues a plain prompt.
     """
 
     index: int
@@ -77,6 +144,7 @@ class CompletionOutput:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: PunaError | None = None
+    message: AnswerMessage | None = None
 
     @property
     def finished(self) -> bool:

@@ -7,12 +7,13 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 
 from puna.entrypoints.answer import Answer
+from puna.entrypoints.conversation import Conversations, Reading, for_template
 from puna.entrypoints.loading import LoadedModel
 from puna.errors import InvalidRequestError, PromptTooLongError, UnsupportedModelError
 from puna.pipelines.context import EOSTracker, TextContext, TokenBuffer
@@ -198,7 +199,10 @@ class Preparation:
                     f"token {largest} is outside the vocabulary of {self.vocab_size}", param="prompt"
                 )
         elif request.messages is not None:
-            rendered = self.render(request.messages, **request.chat_template_kwargs)
+            options = dict(request.chat_template_kwargs)
+            if request.tools and request.tool_choice != "none":  # what may not be called is not spoken of
+                options["tools"] = request.tools
+            rendered = self.render(for_template(request.messages), **options)
             text, ids = rendered.text, list(rendered.token_ids)
         else:
             text = request.text or ""
@@ -223,12 +227,18 @@ class Preparation:
         text, ids = self.encode(request)
         num_truncated = self._num_truncated(params, len(ids))
         ids = ids[num_truncated:]
-        context = self._context(request, ids, adapter)
+        reading = None
+        if request.messages is not None and text is not None:
+            reading = self._conversations.read(request, text)
+        elif request.tools:
+            raise InvalidRequestError("are for conversations", param="tools")
+        context = self._context(request, ids, adapter, self._matcher(params, reading))
         # An answer is a text of its own; a continuation goes on where the prompt ends.
         return Answer(
             context,
             self.tokenizer if self.has_tokenizer else None,
             [] if request.messages is not None else ids,
+            reading=reading,
             prompt=text,
             num_truncated_tokens=num_truncated,
             num_returned=params.n,
@@ -294,7 +304,13 @@ class Preparation:
             adapter=self.adapter(adapter),
         )
 
-    def _context(self, request: GenerateRequest, ids: list[int], adapter: LoRAAdapter | None) -> TextContext:
+    def _context(
+        self,
+        request: GenerateRequest,
+        ids: list[int],
+        adapter: LoRAAdapter | None,
+        matcher: ConstraintState | None,
+    ) -> TextContext:
         loaded, params = self._loaded, request.sampling_params
         room = loaded.max_model_len - len(ids)
         if room < 1:
@@ -327,16 +343,27 @@ class Preparation:
             cache_salt=request.cache_salt,
             seed=self._seed(params),
             reader=reader,
-            matcher=self._matcher(params),
+            matcher=matcher,
             bad_words=self._bad_words(params),
             dry_breakers=self._breakers(params),
         )
 
-    def _matcher(self, params: SamplingParams) -> ConstraintState | None:
+    @cached_property
+    def _conversations(self) -> Conversations:
+        template = self.tokenizer.chat_template
+        assert template is not None  # a prompt was rendered
+        return Conversations(self.tokenizer, template)
+
+    def _matcher(self, params: SamplingParams, reading: Reading | None) -> ConstraintState | None:
         """The beginning of the grammar that a request states."""
-        if params.structured_outputs is None:
+        outputs = params.structured_outputs
+        constraint = None
+        if outputs is not None:  # by itself, even if it will be a part: that tells where it can't be compiled
+            constraint = self._grammars.compile(outputs)
+        if reading is not None and reading.grammar is not None:
+            constraint = self._grammars.compile_grammar(reading.grammar, reading.param)
+        if constraint is None:
             return None
-        constraint = self._grammars.compile(params.structured_outputs)
         for token in params.stop_token_ids or ():
             if token not in self.tokenizer.special_token_ids:
                 raise InvalidRequestError(

@@ -35,6 +35,11 @@ class GenerateRequest:
         request_id: Identity of the request.
         chat_template_kwargs: What the chat template is rendered with: `tools`, `documents`, `add_generation_prompt`,
             `variables`.
+        tools: Tools that the answer to messages may call: objects of `type` function and a `function` of `name`,
+            `description`, `parameters` (a JSON schema) and `strict` (its calls are held to the schema).
+        tool_choice: `auto`; `none`; `required`: at least one call; or this one, as an object,
+            `{"type": "function", "function": {"name": ...}}`. Calls that must come are held to their schemas.
+        parallel_tool_calls: Whether an answer may hold several calls.
         priority: Requests with a lower number go first.
         cache_salt: Separates the request's cached prefix from those of others, or None.
 
@@ -50,6 +55,9 @@ class GenerateRequest:
     adapter: str | None = None
     request_id: RequestID = field(default_factory=new_request_id)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: str | Mapping[str, Any] = "auto"
+    parallel_tool_calls: bool = True
     priority: int = 0
     cache_salt: str | None = None
 

@@ -13,7 +13,7 @@ from puna.structured_output.compile_process import CompileProcess
 from puna.structured_output.constraint import Constraint
 from puna.structured_output.errors import GrammarError, json_path
 from puna.structured_output.grammars import grammar_of, json_grammar
-from puna.structured_output.json_schema import CheckedSchema, check_schema
+from puna.structured_output.json_schema import CheckedSchema, check_schema, moved
 from puna.structured_output.params import StructuredOutputsParams
 from puna.structured_output.vocabulary import Vocabulary
 
@@ -86,8 +86,16 @@ class GrammarCompiler:
                 path = self._place_of(check_schema(params.json), params)
             raise GrammarError(error.reason, param=params.param, path=path) from error
 
-    def compile_grammar(self, grammar: Mapping[str, Any]) -> Constraint:
-        """A grammar in the engine's own form, `{"grammars": [...]}`. Errors are those of `compile`."""
+    def compile_grammar(self, grammar: Mapping[str, Any], param: str | None = None) -> Constraint:
+        """A grammar in the engine's form, `{"grammars": [...]}`. Errors are those of `compile`; `param` names it."""
+        try:
+            return self._compiled(grammar)
+        except GrammarError as error:
+            if error.param is not None or param is None:
+                raise
+            raise GrammarError(error.reason, param=param, path=error.path) from error
+
+    def _compiled(self, grammar: Mapping[str, Any]) -> Constraint:
         vocabulary = self.vocabulary
         text = json.dumps(grammar)
         with self._lock:
@@ -142,7 +150,7 @@ class GrammarCompiler:
     def _fails(self, checked: CheckedSchema, path: tuple[str | int, ...], params: StructuredOutputsParams) -> bool:
         """Whether a part of a schema cannot be compiled."""
         pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
-        part = {"$defs": {"root": _moved(checked.schema)}, "$ref": f"#/$defs/root{pointer}"}
+        part = {"$defs": {"root": moved(checked.schema, "#/$defs/root")}, "$ref": f"#/$defs/root{pointer}"}
         try:
             grammar = json_grammar({}, params)
             grammar["grammars"][0]["json_schema"].update(part)
@@ -157,18 +165,6 @@ def _inner(places: Collection[tuple[str | int, ...]], place: tuple[str | int, ..
     known, depth = frozenset(places), len(place)
     inside = [path for path in places if len(path) > depth and path[:depth] == place]
     return [path for path in inside if not any(path[:end] in known for end in range(depth + 1, len(path)))]
-
-
-def _moved(node: Any) -> Any:
-    """A schema whose references lead to itself at another place."""
-    if isinstance(node, list):
-        return [_moved(part) for part in node]
-    if not isinstance(node, dict):
-        return node
-    return {
-        name: f"#/$defs/root{value[1:]}" if name == "$ref" and isinstance(value, str) else _moved(value)
-        for name, value in node.items()
-    }
 
 
 def _reason(text: str) -> str:

@@ -19,7 +19,7 @@ from puna.structured_output.errors import GrammarError, json_path
 from puna.structured_output.patterns import PatternError, is_unnamed_control, portable_pattern
 from puna.structured_output.recursion import check_recursion
 
-__all__ = ["MAX_DEPTH", "CheckedSchema", "check_schema"]
+__all__ = ["MAX_DEPTH", "CheckedSchema", "check_schema", "moved"]
 
 MAX_DEPTH: Final = 64
 """How deep schemas may be nested."""
@@ -71,6 +71,23 @@ def check_schema(schema: Any) -> CheckedSchema:
     return CheckedSchema(
         root, tuple(check.nodes), tuple(sorted(check.enforced)), tuple(sorted(check.annotations))
     )
+
+
+def moved(schema: Any, pointer: str) -> Any:
+    """A schema for another place: its references lead there.
+
+    Args:
+        schema: The schema, which was the whole document.
+        pointer: Where it will stand, as `#/a/b`.
+    """
+    if isinstance(schema, list):
+        return [moved(part, pointer) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        name: pointer + value[1:] if name == "$ref" and isinstance(value, str) else moved(value, pointer)
+        for name, value in schema.items()
+    }
 
 
 @dataclass

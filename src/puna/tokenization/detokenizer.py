@@ -8,7 +8,7 @@ no piece ends within a character, and U+FFFD appears only for bytes that no late
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,13 +49,20 @@ class IncrementalDetokenizer:
         tokenizer: The tokenizer.
         prompt_ids: What came before; empty for a text of its own.
         skip_special_tokens: Leave control tokens out.
+        shown: Control tokens that are not left out.
     """
 
     def __init__(
-        self, tokenizer: HasPieces, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
+        self,
+        tokenizer: HasPieces,
+        prompt_ids: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+        shown: Collection[int] = (),
     ) -> None:
         self._pieces = tokenizer.pieces
         self._skip = skip_special_tokens
+        self._shown = shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         # A dummy space is dropped at the very start of a text only.
         self._strip_next = self._pieces.strip_leading_space and not any(map(self._visible, prompt_ids))
@@ -68,7 +75,7 @@ class IncrementalDetokenizer:
         self._decoder.decode(tail)
 
     def _visible(self, token_id: int) -> bytes:
-        if self._skip and self._pieces.is_special(token_id):
+        if self._skip and self._pieces.is_special(token_id) and token_id not in self._shown:
             return b""
         return self._pieces.bytes_of(token_id)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Final, get_args
 
+from puna.entrypoints.openai.structure import STRUCTURE_FIELDS, read_structure
+from puna.entrypoints.tool_calls.options import read_tools
 from puna.errors import InvalidRequestError, ModelNotFoundError
 from puna.pipelines.prompt_reading import Pooling
 from puna.pipelines.ranges import require_integer
@@ -37,6 +39,7 @@ _SAMPLING: Final = frozenset({
 _GENERATING: Final = _SAMPLING | {
     *("model", "max_tokens", "logit_bias", "logprobs", "prompt_logprobs", "repetition_detection"),
     *("stream", "stream_options", "cache_salt", "priority", "return_token_ids"),
+    *STRUCTURE_FIELDS,
 }
 # Names that other servers have for the same fields.
 _OTHER_NAMES: Final = {
@@ -47,7 +50,7 @@ _OTHER_NAMES: Final = {
 _FIELDS: Final = {
     Endpoint.CHAT: _GENERATING
     | {"messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs", "add_generation_prompt"}
-    | {"continue_final_message", "documents"},
+    | {"continue_final_message", "documents", "tools", "tool_choice", "parallel_tool_calls"},
     Endpoint.COMPLETIONS: _GENERATING | {"prompt", "best_of", "echo"},
     Endpoint.EMBEDDINGS: frozenset({"model", "input", "encoding_format", "dimensions", "pooling", "normalize"}),
 }
@@ -57,10 +60,7 @@ _LABELS: Final = frozenset({"user", "metadata", "safety_identifier", "prompt_cac
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "tools": ([],),
-    "tool_choice": ("none",),
     "suffix": ("",),
     "functions": ([],),
     "function_call": ("none",),
@@ -233,8 +233,15 @@ def _chat(stated: dict[str, Any], defaults: BodyDefaults) -> Call:
     reported = _top_logprobs(top or 0, "top_logprobs") if wants_logprobs else None
     params = _params(stated, defaults, logprobs=reported, prompt_logprobs=stated.pop("prompt_logprobs", None))
     request = GenerateRequest(
-        messages=messages, sampling_params=params, chat_template_kwargs=options, **_scheduling(stated)
+        messages=messages,
+        sampling_params=params,
+        chat_template_kwargs=options,
+        tools=stated.pop("tools", None),
+        tool_choice=stated.pop("tool_choice", "auto"),
+        parallel_tool_calls=_switch(stated, "parallel_tool_calls", True),
+        **_scheduling(stated),
     )
+    read_tools(request.tools, request.tool_choice, request.parallel_tool_calls)
     return Call(endpoint=Endpoint.CHAT, requests=(request,), top_logprobs=reported)
 
 
@@ -301,6 +308,7 @@ def _params(stated: dict[str, Any], defaults: BodyDefaults, **more: Any) -> Samp
     bias = stated.pop("logit_bias", None)
     if bias is not None:
         more["logit_bias"] = _bias(bias)
+    more["structured_outputs"] = read_structure(stated)
     if (detection := stated.pop("repetition_detection", None)) is not None:
         more["repetition_detection"] = _repetition_detection(detection)
     for name in ("stop", "bad_words", "dry_sequence_breakers"):

@@ -111,6 +111,8 @@ def finish_reason(choice: CompletionOutput) -> str | None:
     """Why a choice ended, in OpenAI's words: a deadline is a limit like others."""
     if choice.finish_reason is FinishReason.ABORT and choice.stop_reason == "deadline":
         return "length"
+    if choice.finish_reason is FinishReason.STOP and choice.message is not None and choice.message.tool_calls:
+        return "tool_calls"
     return choice.finish_reason
 
 
@@ -182,10 +184,26 @@ def _chat_choice(
     if choice.logprobs is not None:
         logprobs = chat_logprobs(call, choice.token_ids, choice.logprobs, tokenizer)
     return {
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "message": _message(choice),
         "logprobs": logprobs,
         "finish_reason": finish_reason(choice),
     }
+
+
+def _message(choice: CompletionOutput) -> dict[str, Any]:
+    message = choice.message
+    if message is None:
+        return {"role": "assistant", "content": choice.text, "refusal": None}
+    body: dict[str, Any] = {"role": "assistant", "content": message.content, "refusal": None}
+    if message.reasoning is not None:
+        body["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        body["content"] = message.content or None
+        body["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return body
 
 
 def chat_logprobs(

@@ -14,7 +14,8 @@ from puna.entrypoints.openai.responses import (
     prompt_text,
     usage,
 )
-from puna.entrypoints.outputs import CompletionOutput, RequestOutput
+from puna.entrypoints.outputs import AnswerMessage, CompletionOutput, RequestOutput, ToolCallDelta
+from puna.entrypoints.tool_calls import message_delta
 from puna.tokenization import Tokenizer
 
 __all__ = ["ChunkWriter"]
@@ -25,6 +26,7 @@ class _Sent:
 
     def __init__(self) -> None:
         self.text = 0  # characters
+        self.message: AnswerMessage | None = None
         self.tokens = 0
         self.offset = 0  # characters of the tokens whose log-probabilities were sent
         self.is_over = False
@@ -69,13 +71,13 @@ class ChunkWriter:
             if sent.is_over:
                 continue
             is_over = choice.finish_reason is not None and choice.error is None
-            if len(choice.text) > sent.text or len(choice.token_ids) > sent.tokens:
-                text = choice.text[sent.text :]
+            said = self._said(choice, sent)
+            if said or len(choice.token_ids) > sent.tokens:
                 logprobs = self._logprobs(choice, sent)
                 extras = {"token_ids": list(choice.token_ids[sent.tokens :])} if self._call.returns_token_ids else {}
                 sent.text, sent.tokens = len(choice.text), len(choice.token_ids)
-                if text or logprobs is not None or extras:
-                    yield self._chunk(index, text, logprobs, extras)
+                if said or logprobs is not None or extras:
+                    yield self._chunk(index, said or self._nothing, logprobs, extras)
             if is_over:
                 sent.is_over = True
                 yield self._end(index, output, choice)
@@ -98,7 +100,29 @@ class ChunkWriter:
                 if output.prompt_logprobs is not None and self._call.top_logprobs is not None:
                     logprobs = completion_logprobs(tokens, output.prompt_logprobs, self._call, self._tokenizer)
                 self._sent[index].offset = sum(len(decoded([token], self._tokenizer)) for token in tokens)
-            yield self._chunk(index, text, logprobs, extras)
+            yield self._chunk(index, {"text": text}, logprobs, extras)
+
+    @property
+    def _nothing(self) -> dict[str, Any]:
+        return {"delta": {"content": ""}} if self._is_chat else {"text": ""}
+
+    def _said(self, choice: CompletionOutput, sent: _Sent) -> dict[str, Any]:
+        """What is new of a choice's text; empty: nothing."""
+        if choice.message is None or not self._is_chat:
+            text = choice.text[sent.text :]
+            if not text:
+                return {}
+            return {"delta": {"content": text}} if self._is_chat else {"text": text}
+        delta = message_delta(sent.message, choice.message)
+        sent.message = choice.message
+        parts: dict[str, Any] = {}
+        if delta.reasoning:
+            parts["reasoning_content"] = delta.reasoning
+        if delta.content:
+            parts["content"] = delta.content
+        if delta.tool_calls:
+            parts["tool_calls"] = [_call(call) for call in delta.tool_calls]
+        return {"delta": parts} if parts else {}
 
     def _logprobs(self, choice: CompletionOutput, sent: _Sent) -> dict[str, Any] | None:
         if choice.logprobs is None:
@@ -111,9 +135,8 @@ class ChunkWriter:
         return result
 
     def _chunk(
-        self, index: int, text: str, logprobs: dict[str, Any] | None, extras: dict[str, Any]
+        self, index: int, said: dict[str, Any], logprobs: dict[str, Any] | None, extras: dict[str, Any]
     ) -> dict[str, Any]:
-        said: dict[str, Any] = {"delta": {"content": text}} if self._is_chat else {"text": text}
         return self._body({"index": index, **said, "logprobs": logprobs, "finish_reason": None, **extras})
 
     def _end(self, index: int, output: RequestOutput, choice: CompletionOutput) -> dict[str, Any]:
@@ -126,3 +149,11 @@ class ChunkWriter:
     def _body(self, choice: dict[str, Any]) -> dict[str, Any]:
         body = {**self._head, "choices": [choice]}
         return {**body, "usage": None} if self._call.include_usage else body
+
+
+def _call(delta: ToolCallDelta) -> dict[str, Any]:
+    """What is new of a call: its name once, then parts of its arguments."""
+    function = {"arguments": delta.arguments}
+    if delta.id is None:
+        return {"index": delta.index, "function": function}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": {"name": delta.name, **function}}

@@ -94,6 +94,34 @@ _SAMPLING: Final[dict[str, Schema]] = {
         _object(max_pattern_size=_INTEGER, min_pattern_size=_INTEGER, min_count=_INTEGER)
     ),
 }
+_FORMAT: Final = _object(
+    ("type",),
+    type={"enum": ["text", "json_object", "json_schema", "structural_tag"]},
+    json_schema=_object(("schema",), name=_TEXT, description=_TEXT, schema={"anyOf": [_OBJECT, _SWITCH]}, strict=_SWITCH),
+)
+_TOOL: Final = _object(
+    ("function",),
+    type={"enum": ["function"]},
+    function=_object(
+        ("name",),
+        name={"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+        description=_TEXT,
+        parameters=_optional(_OBJECT),
+        strict=_optional(_SWITCH),
+    ),
+)
+_CHOICE: Final[Schema] = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required", None]},
+        _object(("type", "function"), type={"enum": ["function"]}, function=_object(("name",), name=_TEXT)),
+    ]
+}
+_CALL: Final = _object(
+    ("id", "type", "function"),
+    id=_TEXT,
+    type={"enum": ["function"]},
+    function=_object(("name", "arguments"), name=_TEXT, arguments=_TEXT),
+)
 _GENERATING: Final[dict[str, Schema]] = {
     **_SAMPLING,
     "model": _optional(_TEXT),
@@ -102,6 +130,10 @@ _GENERATING: Final[dict[str, Schema]] = {
     "cache_salt": _optional({"type": "string", "minLength": 1}),
     "priority": _optional({"type": "integer", "minimum": -(1 << 31), "maximum": 1 << 31}),
     "return_token_ids": _optional(_SWITCH),
+    "response_format": _optional(_FORMAT),
+    "structured_outputs": _optional(_OBJECT),
+    "json_schema": _optional({"anyOf": [_OBJECT, _SWITCH, _TEXT]}),
+    "grammar": _optional(_TEXT),
     "user": _ANY,
     "metadata": _ANY,
     "store": _only(False),
@@ -185,13 +217,22 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         continue_final_message=_optional(_SWITCH),
         chat_template_kwargs=_optional(_OBJECT),
         documents=_optional(_list(_OBJECT, minItems=1)),
+        tools=_optional(_list(_TOOL, maxItems=128)),
+        tool_choice=_CHOICE,
+        parallel_tool_calls=_optional(_SWITCH),
     ),
     "ChatCompletion": _answer(
         "chat.completion",
         _object(
             ("index", "message", "finish_reason"),
             index=_COUNT,
-            message=_object(("role", "content"), role={"enum": ["assistant"]}, content=_optional(_TEXT)),
+            message=_object(
+                ("role", "content"),
+                role={"enum": ["assistant"]},
+                content=_optional(_TEXT),
+                reasoning_content=_TEXT,
+                tool_calls=_list(_CALL),
+            ),
             logprobs=_optional(_object(("content",), content=_list(_OBJECT))),
             finish_reason=_REASON,
         ),
