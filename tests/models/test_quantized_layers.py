@@ -93,8 +93,8 @@ def test_native_computes_what_the_reference_computes(checkpoints: Any, scheme: s
     native, reference = (load_family(quantized, executor, precision="auto") for executor in ("native", "reference"))
     for mine, theirs in zip(all_logits(native, PROMPTS), all_logits(reference, PROMPTS), strict=True):
         difference = np.abs(mine - theirs)
-        assert difference.max() <= 2e-2 * np.abs(theirs).max()
-        assert np.median(difference) <= 2e-3 * np.abs(theirs).max()
+        assert difference.max() <= 3e-2 * np.abs(theirs).max()
+        assert np.median(difference) <= 5e-3 * np.abs(theirs).max()
 
 
 # Layers that stay plain, by what their names hold.
