@@ -6,12 +6,14 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "bindings.h"
 #include "core/blake2.h"
 #include "core/mapped_file.h"
 #include "core/memory.h"
 #include "core/product.h"
+#include "core/quantize.h"
 #include "core/text.h"
 #include "core/thread_pool.h"
 #include "core/variants.h"
@@ -57,6 +59,30 @@ nb::object dequantize(const std::string& name, nb::handle data, int64_t cols) {
     }
   }
   return to_numpy(std::move(out), {rows, cols});
+}
+
+nb::object quantize(const std::string& name, nb::handle x, nb::handle importance, int64_t first_row,
+                    const std::string& variant, nb::handle threads) {
+  const Format& format = format_called(name);
+  const KernelTable& kernels = kernels_of(variant.empty() ? default_variant() : variant);
+  const int count = thread_count(threads);
+  const Array array(x, "x");
+  const ArrayView& view = expect(array, "x", ElementType::f32, 2);
+  const int64_t rows = view.shape[0], cols = view.shape[1];
+  std::optional<Array> columns;
+  if (!importance.is_none()) {
+    columns.emplace(importance, "importance");
+    if (expect(*columns, "importance", ElementType::f32, 1).shape[0] != cols) {
+      invalid("importance has ", columns->view().shape[0], " values, x has ", cols, " columns");
+    }
+  }
+  std::vector<uint8_t> out;
+  {
+    const nb::gil_scoped_release release;
+    out = quantize_rows(kernels, format, view.as<float>(), rows, cols, columns ? columns->view().as<float>() : nullptr,
+                        first_row, count);
+  }
+  return to_numpy(std::move(out), {rows, cols / format.block_elements * format.block_bytes});
 }
 
 bool is_full_precision(const std::string& precision) {
@@ -174,6 +200,8 @@ void bind_weights(nb::module_& m) {
   m.attr("FORMATS") = nb::tuple(names);
   m.def("format_info", &format_info, nb::arg("format"));
   m.def("dequantize", &dequantize, nb::arg("format"), nb::arg("data"), nb::arg("cols"));
+  m.def("quantize", &quantize, nb::arg("format"), nb::arg("x"), nb::arg("importance") = nb::none(),
+        nb::arg("first_row") = 0, nb::arg("variant") = "", nb::arg("threads") = nb::none());
   m.def("a8_row_bytes",
         [](int64_t cols) {
           if (cols <= 0 || cols > (int64_t{1} << 31)) invalid("cols must be 1 to 2**31, got ", cols);

@@ -178,6 +178,15 @@ constexpr int64_t attention_tile_queries(int64_t num_heads) {
 // Floats of the state of one query over one split: maximum and sum (in a line of their own), then the weighted values.
 constexpr int64_t attention_state_floats(int64_t head_dim) { return 16 + (head_dim + 15) / 16 * 16; }
 
+// Weights to blocks of a format that has `encode`: rows of `cols` float32 values, one directly after the other.
+struct QuantizeArgs {
+  const Format* format;
+  const float* x;
+  const float* importance;   // [cols], above 0, of about 1; null: 1
+  int64_t cols;
+  uint8_t* out;
+};
+
 struct KernelTable {
   const char* name;
 
@@ -206,6 +215,9 @@ struct KernelTable {
   // As quantize_a8, in two terms: rows 2·first_row … of a8, two for each row of x.
   void (*quantize_a8_two_terms)(const float* x, int64_t ldx, int64_t first_row, int64_t rows, int64_t cols,
                                 uint8_t* a8);
+  // Blocks block_begin … block_end - 1, counted over all rows, of finite values that float16 holds. Blocks are independent
+  // of each other.
+  void (*quantize)(const QuantizeArgs& args, int64_t block_begin, int64_t block_end);
   // Arithmetic in registers, for measuring: float32 multiply-adds, products of bytes. Return the number of operations
   // (a multiply-add is two); `out` takes 16 floats that mean nothing.
   int64_t (*float_peak)(int64_t repeats, float* out);

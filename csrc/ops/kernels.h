@@ -18,6 +18,7 @@ void attention(const AttentionArgs& args, const AttentionTile& tile, float* scra
 void attention_split(const AttentionArgs& args, const AttentionTile& tile, float* scratch, float* states);
 void attention_combine(const AttentionArgs& args, const AttentionTile& tile, float* states);
 int64_t attention_scratch_floats(const AttentionArgs& args);
+void quantize(const QuantizeArgs& args, int64_t block_begin, int64_t block_end);
 int64_t float_peak(int64_t repeats, float* out);
 int64_t int8_peak(int64_t repeats, float* out);
 

@@ -27,6 +27,7 @@ const KernelTable kTable = {
     .attention_combine = attention_combine,
     .attention_scratch_floats = attention_scratch_floats,
     .quantize_a8_two_terms = quantize_a8_two_terms,
+    .quantize = quantize,
     .float_peak = float_peak,
     .int8_peak = int8_peak,
 };

@@ -19,6 +19,33 @@ PUNA_INLINE float load_half(const uint8_t* p) { return half_to_float(load_u16(p)
 PUNA_INLINE float load_float(const uint8_t* p) { return float_of(load_u32(p)); }
 PUNA_INLINE void store_u32(uint8_t* p, uint32_t x) { memcpy(p, &x, sizeof x); }
 
+PUNA_INLINE void store_u16(uint8_t* p, uint16_t x) { memcpy(p, &x, sizeof x); }
+
+// Codes of a block of 32 as Q4_0 stores them: the low four bits of elements i and i + 16 in byte i.
+PUNA_INLINE void store_nibbles(const uint8_t* codes, uint8_t* bytes) {
+  for (int i = 0; i < 16; ++i) bytes[i] = static_cast<uint8_t>((codes[i] & 15) | (codes[i + 16] << 4));
+}
+// Bits 2·s, 2·s+1 of 32 bytes for each 32 of 128 codes: their bits from `shift` on, two of them.
+PUNA_INLINE void store_two_bits(const uint8_t* codes, int shift, uint8_t* bytes) {
+  for (int i = 0; i < 32; ++i) {
+    int byte = 0;
+    for (int s = 0; s < 4; ++s) byte |= ((codes[32 * s + i] >> shift) & 3) << (2 * s);
+    bytes[i] = static_cast<uint8_t>(byte);
+  }
+}
+// Bit `shift` of each 32 of 256 codes: bit s of byte i is that of element 32·s + i.
+PUNA_INLINE void store_one_bit(const uint8_t* codes, int shift, uint8_t* bytes) {
+  for (int i = 0; i < 32; ++i) {
+    int byte = 0;
+    for (int s = 0; s < 8; ++s) byte |= ((codes[32 * s + i] >> shift) & 1) << s;
+    bytes[i] = static_cast<uint8_t>(byte);
+  }
+}
+// Low nibbles of 64 codes in 32 bytes: the first 32 in the low, the others in the high halves.
+PUNA_INLINE void store_nibble_pair(const uint8_t* first, const uint8_t* second, uint8_t* bytes) {
+  for (int i = 0; i < 32; ++i) bytes[i] = static_cast<uint8_t>((first[i] & 15) | (second[i] << 4));
+}
+
 // The bits of x at positions 0, 4, 8 … 28, as one byte; and back.
 PUNA_INLINE uint32_t gather_fourths(uint32_t x) {
   x &= 0x11111111u;

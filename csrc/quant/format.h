@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "block_parts.h"
+
 namespace puna {
 
 // Which matrix kernel multiplies by a packed format. `stored` has no packed form: its blocks are kept as they are and
@@ -41,6 +43,8 @@ struct Format {
   int32_t block_bytes;
   // `elements` values (a multiple of block_elements) from whole blocks, bit-equal to the gguf package.
   void (*dequantize)(const uint8_t* blocks, int64_t elements, float* out);
+  // One block of what a quantizer chose; null where weights cannot be quantized to the format, or need no choice (F16).
+  void (*encode)(const BlockParts& parts, uint8_t* block);
 
   // The packed form: 16 rows of `unit_elements` values are one unit of `unit_bytes` (0: no packed form).
   Kernel kernel;

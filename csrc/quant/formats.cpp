@@ -45,14 +45,21 @@ void unpack_row(const uint8_t* panel, int64_t elements, int row, uint8_t* blocks
 }
 
 template <class F>
+constexpr auto encoder() -> void (*)(const BlockParts&, uint8_t*) {
+  if constexpr (requires { F::encode; }) return F::encode;
+  return nullptr;
+}
+
+template <class F>
 constexpr Format packed(const char* name, int32_t ggml_type, Kernel kernel) {
-  return {name,   ggml_type,        F::kElements,  F::kBytes,   dequantize<F>,
+  return {name,   ggml_type, F::kElements,     F::kBytes,     dequantize<F>, encoder<F>(),
           kernel, F::kUnitElements, F::kUnitBytes, pack_row<F>, unpack_row<F>};
 }
 
 template <class F>
 constexpr Format stored(const char* name, int32_t ggml_type) {
-  return {name, ggml_type, F::kElements, F::kBytes, dequantize<F>, Kernel::stored, 0, 0, nullptr, nullptr};
+  return {name,           ggml_type, F::kElements, F::kBytes, dequantize<F>, nullptr,
+          Kernel::stored, 0,         0,            nullptr,   nullptr};
 }
 
 constexpr Format kFormats[] = {

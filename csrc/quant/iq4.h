@@ -47,6 +47,12 @@ struct IQ4_XS : IQ4_XSLayout {
     const int low = (block[4 + j / 2] >> (4 * (j % 2))) & 15, high = (load_u16(block + 2) >> (2 * j)) & 3;
     return (low | (high << 4)) - 32;
   }
+  // The same into bytes that are zero.
+  static void set_scale(uint8_t* block, int j, int scale) {
+    const int stored = scale + 32;
+    block[2 + j / 4] = static_cast<uint8_t>(block[2 + j / 4] | ((stored >> 4) << (2 * (j % 4))));
+    block[4 + j / 2] = static_cast<uint8_t>(block[4 + j / 2] | ((stored & 15) << (4 * (j % 2))));
+  }
   static void dequantize(const uint8_t* block, float* out) {
     const float d = load_half(block);
     for (int j = 0; j < 8; ++j) {
@@ -56,6 +62,14 @@ struct IQ4_XS : IQ4_XSLayout {
         out[32 * j + i] = step * static_cast<float>(kIq4Values[codes[i] & 15]);
         out[32 * j + 16 + i] = step * static_cast<float>(kIq4Values[codes[i] >> 4]);
       }
+    }
+  }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    store_u16(block, parts.d);
+    memset(block + 2, 0, 6);
+    for (int j = 0; j < 8; ++j) {
+      set_scale(block, j, parts.scales[j]);
+      store_nibbles(parts.codes + 32 * j, block + 8 + 16 * j);
     }
   }
   static void pack(const uint8_t* block, uint8_t* unit, int, int row) {
@@ -69,9 +83,7 @@ struct IQ4_XS : IQ4_XSLayout {
     memcpy(block, unit + 2 * row, 2);
     memset(block + 2, 0, 6);
     for (int j = 0; j < 8; ++j) {
-      const int stored = static_cast<int8_t>(unit[kScales + 16 * j + row]) + 32;
-      block[2 + j / 4] = static_cast<uint8_t>(block[2 + j / 4] | ((stored >> 4) << (2 * (j % 4))));
-      block[4 + j / 2] = static_cast<uint8_t>(block[4 + j / 2] | ((stored & 15) << (4 * (j % 2))));
+      set_scale(block, j, static_cast<int8_t>(unit[kScales + 16 * j + row]));
       unpack_nibbles(unit + kCodes + 256 * j, row, block + 8 + 16 * j);
     }
   }

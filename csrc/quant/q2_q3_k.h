@@ -53,6 +53,12 @@ struct Q2_K : Q2_KLayout {
       for (int i = 0; i < 16; ++i) *out++ = scale * static_cast<float>((codes[i] >> shift) & 3) - low;
     }
   }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    for (int g = 0; g < 16; ++g) block[g] = static_cast<uint8_t>(parts.scales[g] | (parts.mins[g] << 4));
+    for (int half = 0; half < 2; ++half) store_two_bits(parts.codes + 128 * half, 0, block + 16 + 32 * half);
+    store_u16(block + 80, parts.d);
+    store_u16(block + 82, parts.m);
+  }
   static void pack(const uint8_t* block, uint8_t* unit, int, int row) {
     memcpy(unit + 2 * row, block + 80, 2);
     memcpy(unit + 32 + 2 * row, block + 82, 2);
@@ -84,6 +90,13 @@ struct Q3_K : Q3_KLayout {
     const int low = (packed[g % 8] >> (4 * (g / 8))) & 15, high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
     return (low | (high << 4)) - 32;
   }
+  // The same into bytes that are zero.
+  static void set_scale(uint8_t* packed, int g, int scale) {
+    const int stored = scale + 32;
+    uint8_t &lower = packed[g % 8], &upper = packed[8 + g % 4];
+    lower = static_cast<uint8_t>(lower | ((stored & 15) << (4 * (g / 8))));
+    upper = static_cast<uint8_t>(upper | ((stored >> 4) << (2 * (g / 4))));
+  }
   static void dequantize(const uint8_t* block, float* out) {
     const float d = load_half(block + 108);
     for (int group = 0; group < 16; ++group) {
@@ -96,6 +109,13 @@ struct Q3_K : Q3_KLayout {
         *out++ = group_scale * static_cast<float>(q);
       }
     }
+  }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    store_one_bit(parts.codes, 2, block);
+    for (int half = 0; half < 2; ++half) store_two_bits(parts.codes + 128 * half, 0, block + 32 + 32 * half);
+    memset(block + 96, 0, 12);
+    for (int g = 0; g < 16; ++g) set_scale(block + 96, g, parts.scales[g]);
+    store_u16(block + 108, parts.d);
   }
   static void pack(const uint8_t* block, uint8_t* unit, int, int row) {
     memcpy(unit + 2 * row, block + 108, 2);
@@ -111,11 +131,7 @@ struct Q3_K : Q3_KLayout {
     memcpy(block + 108, unit + 2 * row, 2);
     for (int s = 0; s < 8; ++s) {
       for (int half = 0; half < 2; ++half) {
-        const int g = 2 * s + half;
-        const int stored = static_cast<int8_t>(unit[sub_scales(s) + 16 * half + row]) + 32;
-        uint8_t &lower = block[96 + g % 8], &upper = block[104 + g % 4];
-        lower = static_cast<uint8_t>(lower | ((stored & 15) << (4 * (g / 8))));
-        upper = static_cast<uint8_t>(upper | ((stored >> 4) << (2 * (g / 4))));
+        set_scale(block + 96, 2 * s + half, static_cast<int8_t>(unit[sub_scales(s) + 16 * half + row]));
       }
       unpack_bit(unit + third(s), row, s, block);
       unpack_two_bits(unit + low(s), row, s % 4, block + 32 + 32 * (s / 4));

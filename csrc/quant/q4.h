@@ -50,6 +50,10 @@ struct Q4_0 : Q4_0Layout {
       out[i + 16] = d * static_cast<float>((block[2 + i] >> 4) - 8);
     }
   }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    store_u16(block, parts.d);
+    store_nibbles(parts.codes, block + 2);
+  }
   static void pack(const uint8_t* block, uint8_t* unit, int sub, int row) {
     memcpy(unit + 32 * sub + 2 * row, block, 2);
     pack_nibbles(block + 2, unit + kCodes + 256 * sub, row);
@@ -67,6 +71,11 @@ struct Q4_1 : Q4_1Layout {
       out[i] = d * static_cast<float>(block[4 + i] & 15) + m;
       out[i + 16] = d * static_cast<float>(block[4 + i] >> 4) + m;
     }
+  }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    store_u16(block, parts.d);
+    store_u16(block + 2, parts.m);
+    store_nibbles(parts.codes, block + 4);
   }
   static void pack(const uint8_t* block, uint8_t* unit, int sub, int row) {
     memcpy(unit + 32 * sub + 2 * row, block, 2);

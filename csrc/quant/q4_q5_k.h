@@ -76,6 +76,13 @@ PUNA_INLINE void unpack_head(const uint8_t* unit, int row, uint8_t* block) {
   memcpy(block + 2, unit + 32 + 2 * row, 2);
   join_scales(scale, min, block + 4);
 }
+PUNA_INLINE void encode_head(const BlockParts& parts, uint8_t* block) {
+  uint8_t scale[8];
+  for (int j = 0; j < 8; ++j) scale[j] = static_cast<uint8_t>(parts.scales[j]);
+  store_u16(block, parts.d);
+  store_u16(block + 2, parts.m);
+  join_scales(scale, parts.mins, block + 4);
+}
 // Two sub-blocks: 32 bytes of nibbles against two times four nibble vectors.
 PUNA_INLINE void pack_nibble_pair(const uint8_t* codes, uint8_t* low, uint8_t* high, int row) {
   for (int i = 0; i < 4; ++i) {
@@ -101,6 +108,12 @@ struct Q4_K : Q4_KLayout {
       const float step = d * static_cast<float>(scale[j]), low = dmin * static_cast<float>(min[j]);
       const uint8_t* codes = block + 16 + 32 * (j / 2);
       for (int i = 0; i < 32; ++i) *out++ = step * static_cast<float>((codes[i] >> (4 * (j % 2))) & 15) - low;
+    }
+  }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    encode_head(parts, block);
+    for (int g = 0; g < 4; ++g) {
+      store_nibble_pair(parts.codes + 64 * g, parts.codes + 64 * g + 32, block + 16 + 32 * g);
     }
   }
   static void pack(const uint8_t* block, uint8_t* unit, int, int row) {
@@ -131,6 +144,13 @@ struct Q5_K : Q5_KLayout {
         const int q = ((codes[i] >> (4 * (j % 2))) & 15) | (((block[16 + i] >> j) & 1) << 4);
         *out++ = step * static_cast<float>(q) - low;
       }
+    }
+  }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    encode_head(parts, block);
+    store_one_bit(parts.codes, 4, block + 16);
+    for (int g = 0; g < 4; ++g) {
+      store_nibble_pair(parts.codes + 64 * g, parts.codes + 64 * g + 32, block + 48 + 32 * g);
     }
   }
   static void pack(const uint8_t* block, uint8_t* unit, int, int row) {

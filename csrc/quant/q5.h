@@ -44,6 +44,12 @@ PUNA_INLINE void unpack_upper_bits(const uint8_t* vector, int row, uint8_t* uppe
   store_u32(upper, bits);
 }
 
+PUNA_INLINE void store_fifth_bits(const uint8_t* codes, uint8_t* upper) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= static_cast<uint32_t>((codes[i] >> 4) & 1) << i;
+  store_u32(upper, bits);
+}
+
 struct Q5_0 : Q5_0Layout {
   static void dequantize(const uint8_t* block, float* out) {
     const float d = load_half(block);
@@ -54,6 +60,11 @@ struct Q5_0 : Q5_0Layout {
       out[i] = d * static_cast<float>(static_cast<int>(low) - 16);
       out[i + 16] = d * static_cast<float>(static_cast<int>(high) - 16);
     }
+  }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    store_u16(block, parts.d);
+    store_fifth_bits(parts.codes, block + 2);
+    store_nibbles(parts.codes, block + 6);
   }
   static void pack(const uint8_t* block, uint8_t* unit, int sub, int row) {
     memcpy(unit + 32 * sub + 2 * row, block, 2);
@@ -77,6 +88,12 @@ struct Q5_1 : Q5_1Layout {
       out[i] = d * static_cast<float>(low) + m;
       out[i + 16] = d * static_cast<float>(high) + m;
     }
+  }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    store_u16(block, parts.d);
+    store_u16(block + 2, parts.m);
+    store_fifth_bits(parts.codes, block + 4);
+    store_nibbles(parts.codes, block + 8);
   }
   static void pack(const uint8_t* block, uint8_t* unit, int sub, int row) {
     memcpy(unit + 32 * sub + 2 * row, block, 2);

@@ -49,6 +49,16 @@ struct Q6_K : Q6_KLayout {
       }
     }
   }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    for (int half = 0; half < 2; ++half) {
+      const uint8_t* codes = parts.codes + 128 * half;
+      store_nibble_pair(codes, codes + 64, block + 64 * half);
+      store_nibble_pair(codes + 32, codes + 96, block + 64 * half + 32);
+      store_two_bits(codes, 4, block + 128 + 32 * half);
+    }
+    memcpy(block + 192, parts.scales, 16);
+    store_u16(block + 208, parts.d);
+  }
   static void pack(const uint8_t* block, uint8_t* unit, int, int row) {
     memcpy(unit + 2 * row, block + 208, 2);
     for (int s = 0; s < 8; ++s) {

@@ -31,6 +31,10 @@ struct Q8_0 : Q8_0Layout {
     const float d = load_half(block);
     for (int i = 0; i < 32; ++i) out[i] = static_cast<float>(static_cast<int8_t>(block[2 + i])) * d;
   }
+  static void encode(const BlockParts& parts, uint8_t* block) {
+    store_u16(block, parts.d);
+    memcpy(block + 2, parts.codes, 32);
+  }
   static void pack(const uint8_t* block, uint8_t* unit, int sub, int row) {
     memcpy(unit + 32 * sub + 2 * row, block, 2);
     uint8_t* vectors = unit + kCodes + 512 * sub;

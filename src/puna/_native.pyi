@@ -90,6 +90,33 @@ def dequantize(format: str, data: NDArray[Any], cols: int) -> _Float32Array:
         cols: Values of a row.
     """
 
+def quantize(
+    format: str,
+    x: _Float32Array,
+    importance: _Float32Array | None = None,
+    first_row: int = 0,
+    variant: str = "",
+    threads: int | None = None,
+) -> NDArray[np.uint8]:
+    """Rows as a format stores them, uint8 `[rows, row bytes]`: F32, F16, BF16, or blocks whose scales and codes make
+    the squared error of the values small.
+
+    The bytes depend on neither variant nor threads.
+
+    Args:
+        format: One of `FORMATS` that has a quantizer.
+        x: `[rows, cols]`, whole blocks.
+        importance: `[cols]`, what the squared error of a column is multiplied by; None: 1. Only ratios matter; less
+            than a thousandth of the mean counts as that.
+        first_row: The number of the first row, for messages.
+        variant: Which kernels; none: the default ones.
+        threads: How many work at once; None: as many as this process should use.
+
+    Raises:
+        ValueError: A value is not finite, or too large for the format (rows and columns are named); there is no
+            quantizer for the format; sizes do not fit together; an importance is negative or not finite.
+    """
+
 def quantize_a8(x: _Float32Array, variant: str) -> tuple[NDArray[np.int8], _Float32Array, NDArray[np.int32]]:
     """Rows as int8 per 32 values: codes `[M, K]`, scales `[M, K / 32]`, and sums of the codes `[M, K / 32]`."""
 

@@ -60,6 +60,9 @@ class LLM(ReadsPrompts, HasAdapters):
         block_size: Tokens of a page of the KV cache.
         enable_prefix_caching: Whether requests with equal beginnings share pages.
         enable_weight_cache: Whether packed weights are kept on disk, and mapped when an earlier load kept them.
+        quantize: A recipe, `Q4_K_M` and the like, by which float weights are quantized when they are loaded; see
+            docs/quantize.md. With the weight cache later loads map what the first one made. None: weights stay as they
+            are stored.
         prefix_cache_dir: A directory where pages of prompts and texts are kept, so that a later process continues them
             without reading them again; None: none. It is as confidential as they are.
         prefix_cache_bytes: Most bytes of the files there; the least recently used ones make room.
@@ -107,6 +110,7 @@ class LLM(ReadsPrompts, HasAdapters):
         block_size: int = 128,
         enable_prefix_caching: bool = True,
         enable_weight_cache: bool = True,
+        quantize: str | None = None,
         prefix_cache_dir: str | Path | None = None,
         prefix_cache_bytes: int = 10 << 30,
         data_parallel_degree: int = 1,
@@ -133,6 +137,7 @@ class LLM(ReadsPrompts, HasAdapters):
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
             enable_weight_cache=enable_weight_cache,
+            quantize=quantize,
             prefix_cache_dir=prefix_cache_dir,
             prefix_cache_bytes=prefix_cache_bytes,
             data_parallel_degree=data_parallel_degree,

@@ -14,8 +14,10 @@ from typing import Any, Final, Literal, get_args
 from puna.driver import CPU, Device
 from puna.engine import InferenceSession
 from puna.entrypoints.prefix_store import open_prefix_store
+from puna.entrypoints.quantized_loading import QuantizingAdapter
 from puna.entrypoints.weight_cache import weight_cache
 from puna.errors import InsufficientMemoryError, InvalidRequestError, UnsupportedModelError
+from puna.graph.quantization import recipe_of
 from puna.graph.weights import GGUFWeights
 from puna.graph.weights.quantized import QuantizedWeight
 from puna.graph.weights.weight_data import stored_bytes
@@ -64,6 +66,7 @@ class EngineOptions:
     block_size: int = 128
     enable_prefix_caching: bool = True
     enable_weight_cache: bool = True
+    quantize: str | None = None
     prefix_cache_dir: str | Path | None = None
     prefix_cache_bytes: int = 10 << 30
     data_parallel_degree: int = 1
@@ -99,6 +102,8 @@ class EngineOptions:
             if getattr(self, name) not in get_args(kinds):
                 expected = " or ".join(get_args(kinds))
                 raise InvalidRequestError(f"must be {expected}, got {getattr(self, name)!r}", param=name)
+        if self.quantize is not None:
+            recipe_of(self.quantize, "quantize")
 
 
     @property
@@ -171,6 +176,8 @@ def load_model(name: str, options: EngineOptions) -> LoadedModel:
     notices: tuple[str, ...] = ()
     if max_model_len < model.max_seq_len:
         notices = (f"memory holds a context of {max_model_len} tokens, the model would take {model.max_seq_len}",)
+    if isinstance(model.adapter, QuantizingAdapter) and model.adapter.notice is not None:
+        notices = (*notices, model.adapter.notice)
     return LoadedModel(
         name,
         model,
@@ -236,7 +243,16 @@ def _load_pipeline(
     """The loaded model, the loop over it, how many tokens of one request its cache holds, and its store."""
     architecture = PIPELINE_REGISTRY.retrieve(config)
     model_config = config.model
-    _require_room_for_weights(_decoded_bytes(model_config, is_exact=options.dtype == "float32"))
+    weights_format = model_config.weights_format
+    assert weights_format is not None, "a resolved model has weights"
+    adapter = architecture.weight_adapters.get(weights_format)
+    if options.quantize is None:
+        _require_room_for_weights(_decoded_bytes(model_config, is_exact=options.dtype == "float32"))
+    else:
+        adapter = QuantizingAdapter(options.quantize, adapter)
+        tensors = dict(model_config.weights.items())
+        named = adapter(tensors, huggingface_config=model_config.huggingface_config, pipeline_config=config)
+        _require_room_for_weights(sum(weight.nbytes for weight in named.values()))
     devices: list[Device] = [CPU(number) for number in range(options.data_parallel_degree)]
     session = InferenceSession(
         devices,
@@ -245,15 +261,13 @@ def _load_pipeline(
         variant=kernel_variant(),
         weight_cache=weight_cache() if options.enable_weight_cache else None,
     )
-    weights_format = model_config.weights_format
-    assert weights_format is not None, "a resolved model has weights"
     model: Any = architecture.pipeline_model(
         config,
         session,
         devices,
         model_config.kv_cache,
         model_config.weights,
-        adapter=architecture.weight_adapters.get(weights_format),
+        adapter=adapter,
         return_logits=config.return_logits,
     )
     store = None

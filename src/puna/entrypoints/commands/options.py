@@ -103,6 +103,9 @@ _LOADING: Final = (
     click.option("-c", "--max-length", type=click.IntRange(1), help="Most tokens in all.  [default: the model's]"),
     click.option("--chat-template", type=click.Path(path_type=Path), metavar="FILE", help="Use this template."),
     click.option("--revision", help="Branch, tag or commit on the hub."),
+    click.option(
+        "--quantize", metavar="RECIPE", help="Quantize float weights while loading: Q4_K_M, Q8_0, …; see puna quantize."
+    ),
     click.option("--no-weight-cache", is_flag=True, help="Neither use nor keep packed weights on disk."),
     click.option(
         "--prefix-cache-dir",
@@ -279,6 +282,7 @@ def engine_options(options: dict[str, Any], **more: Any) -> dict[str, Any]:
         "max_lora_rank": options["max_lora_rank"],
         "max_num_loras": options["max_num_loras"],
         "lora_memory": options["lora_memory"],
+        "quantize": options["quantize"],
         **more,
     }
 

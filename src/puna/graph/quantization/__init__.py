@@ -1,5 +1,30 @@
-"""Encodings of quantized weights."""
+"""Encodings of quantized weights, and recipes: which tensor gets which."""
 
 from puna.graph.quantization.encoding import BlockParameters, QuantizationEncoding
+from puna.graph.quantization.recipes import (
+    RECIPES,
+    QuantizationOptions,
+    Recipe,
+    TensorChoice,
+    TensorOutline,
+    choose_formats,
+    fallback_sentence,
+    has_small_values,
+    recipe_of,
+    target_format,
+)
 
-__all__ = ["BlockParameters", "QuantizationEncoding"]
+__all__ = [
+    "RECIPES",
+    "BlockParameters",
+    "QuantizationEncoding",
+    "QuantizationOptions",
+    "Recipe",
+    "TensorChoice",
+    "TensorOutline",
+    "choose_formats",
+    "fallback_sentence",
+    "has_small_values",
+    "recipe_of",
+    "target_format",
+]

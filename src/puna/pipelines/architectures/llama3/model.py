@@ -13,7 +13,7 @@ from puna.driver import Buffer, Device
 from puna.dtype import DType
 from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import DeviceRef, Graph
-from puna.graph.weights import WeightData, Weights, WeightsAdapter, WeightsFormat
+from puna.graph.weights import DeferredQuantization, WeightData, Weights, WeightsAdapter, WeightsFormat
 from puna.graph.weights.quantized import QuantizedWeight
 from puna.nn.kv_cache import KVCacheInputs, KVCacheParams
 from puna.nn.rotary_embedding import RotaryEmbedding
@@ -369,7 +369,7 @@ def _widened(data: WeightData) -> WeightData:
 
 def _array_of(data: WeightData) -> Any:
     """A weight's memory; of one that is decoded when it is packed, what decodes it anew."""
-    return data if isinstance(data, QuantizedWeight) else data.data
+    return data if isinstance(data, (QuantizedWeight, DeferredQuantization)) else data.data
 
 
 def _has_adapters(inputs: Llama3Inputs) -> bool:
