@@ -58,8 +58,8 @@ def test_what_a_format_holds_comes_back(format: str) -> None:
     blocks = ggml_blocks.random_blocks(np.random.default_rng(6), format, 8, 512)
     x = ggml_blocks.dequantized(format, blocks, 512)
     relative = errors(format, x, _native.quantize(format, x)).sum() / (x.astype(np.float64) ** 2).sum()
-    # Random scales and codes are harder than any weights; the search still finds most of them again.
-    assert relative < {2: 0.02, 3: 0.01, 4: 2e-3, 5: 1e-3, 6: 2e-4, 8: 1e-6}[BITS[format]]
+    # Of eight bits the codes are not found again where the largest is none of ±127; of the others most are.
+    assert relative < {2: 0.02, 3: 0.01, 4: 2e-3, 5: 1e-3, 6: 2e-4, 8: 2e-5}[BITS[format]]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -147,5 +147,5 @@ def test_values_that_cannot_be_held(format: str) -> None:
     x = drawn("normal", 4, 512)
     x[2, 256:] = 3e38
     if format != "BF16":
-        with pytest.raises(ValueError, match=f"row 2 from column 256 on are too large for {format}"):
+        with pytest.raises(ValueError, match=rf"row 2, column 256 is 3e\+38, too large for {format}"):
             _native.quantize(format, x)

@@ -7,16 +7,21 @@ writes it. Tensors pass one by one.
 from puna.conversion.checkpoint import Checkpoint, open_checkpoint
 from puna.conversion.encode import file_type, float_tensors
 from puna.conversion.gguf_file import EncodedTensor, MetadataValue, Progress, write_gguf
+from puna.conversion.quantize import Importance, QuantizedTensors, options_for, quantized_tensors
 from puna.conversion.tensors import TensorSource
 
 __all__ = [
     "Checkpoint",
     "EncodedTensor",
+    "Importance",
     "MetadataValue",
     "Progress",
+    "QuantizedTensors",
     "TensorSource",
     "file_type",
     "float_tensors",
     "open_checkpoint",
+    "options_for",
+    "quantized_tensors",
     "write_gguf",
 ]

@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "cache": ("puna.entrypoints.commands.cache", "cache", "Look after weights that are kept for later starts."),
     "verify": ("puna.entrypoints.commands.verify", "verify", "Check that a model computes here what it should."),
     "convert": ("puna.entrypoints.commands.convert", "convert", "Write a checkpoint as a GGUF file."),
+    "quantize": ("puna.entrypoints.commands.quantize", "quantize", "Write a model as a quantized GGUF file."),
     "tokenize": ("puna.entrypoints.commands.tokenize", "tokenize", "Turn text into token ids."),
     "schema-check": (
         "puna.entrypoints.commands.schema_check",
