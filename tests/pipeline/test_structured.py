@@ -86,7 +86,7 @@ def test_each_text_follows_its_grammar(alone: list[CompletionOutput]) -> None:
         {"max_num_seqs": 16},
         {"max_num_seqs": 16, "max_num_batched_tokens": 16, "block_size": 4},
         {"max_num_seqs": 5, "max_num_steps": 4, "threads": 1},
-        {"max_num_seqs": 10, "block_size": 4, "kv_cache_memory": 50_000},
+        {"max_num_seqs": 10, "block_size": 4, "kv_cache_memory": 38_000},
         {"max_num_seqs": 4, "data_parallel_degree": 2},
     ],
 )
@@ -209,3 +209,37 @@ def test_file_of_a_path_names_what_is_wrong(tmp_path: Path) -> None:
     assert run(["schema-check", str(bad)]) == 2
     assert run(["schema-check", "--json", str(bad)]) == 2
     assert run(["schema-check", str(tmp_path / "none.json")]) == 2
+
+
+def test_forced_tokens_are_jumped_over_and_stay_the_same(model: str) -> None:
+    """A request that reports log-probabilities draws each token; others jump over those without a choice."""
+    schema = {
+        "type": "object",
+        "properties": {f"a rather long name {i}": {"type": "integer", "minimum": 0, "maximum": 99} for i in range(4)},
+        "required": [f"a rather long name {i}" for i in range(4)],
+        "additionalProperties": False,
+    }
+    structure = {"json": schema, "disable_any_whitespace": True}
+    steps, found = [], []
+    for logprobs in (0, None):
+        for options in ({}, {"max_num_batched_tokens": 5}, {"max_num_steps": 3}):
+            llm = LLM(model, enable_prefix_caching=False, block_size=4, max_num_seqs=4, **options)  # type: ignore[arg-type]
+            several = [request(structure, seed=seed, logprobs=logprobs, n=2, max_tokens=160) for seed in range(2)]
+            outputs = [choice for output in llm.answer_requests(several) for choice in output.outputs]
+            found.append([(o.text, o.token_ids, o.finish_reason) for o in outputs])
+            steps.append(llm.pipeline.times.num_steps)
+    assert all(item == found[0] for item in found)
+    for text, _, reason in found[0]:
+        assert reason is FinishReason.STOP
+        jsonschema.validate(json.loads(text), schema)
+    assert steps[3] < 0.7 * steps[0]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 5, 9])
+def test_jump_ends_at_the_length(llm: LLM, max_tokens: int) -> None:
+    structure = {"choice": ["a rather long sentence without any choice", "a rather long sentence with one"]}
+    drawn, jumped = (
+        answers(llm, [request(structure, max_tokens=max_tokens, logprobs=logprobs)])[0] for logprobs in (0, None)
+    )
+    assert jumped.token_ids == drawn.token_ids and len(jumped.token_ids) == max_tokens
+    assert jumped.finish_reason is drawn.finish_reason is FinishReason.LENGTH

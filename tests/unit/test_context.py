@@ -225,3 +225,14 @@ def test_records_of_unequal_length_are_refused() -> None:
         LogProbabilities([0.0], [])
     with pytest.raises(ValueError):
         EOSTracker(eos_sequences=((),))
+
+
+def test_tokens_that_were_not_drawn_are_read_with_the_active_ones() -> None:
+    buffer = TokenBuffer(np.arange(3, dtype=np.int64))
+    buffer.advance_with_token(9)
+    buffer.append_unread([7] * 100)
+    assert (len(buffer), buffer.processed_length, buffer.active_length) == (104, 3, 101)
+    assert buffer.consume_recently_generated_tokens().tolist() == [9] + [7] * 100
+    buffer.chunk(50)
+    with pytest.raises(ValueError, match="wait behind"):
+        buffer.append_unread([1])

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from puna.errors import InvalidRequestError
+from puna.errors import InvalidRequestError, PunaError
 from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.request import RequestID, new_request_id
 from puna.pipelines.sampling_params import SamplingParams
@@ -326,6 +326,22 @@ class TextContext:
             log_probabilities=log_probabilities or None,
             num_cached_tokens=self.cached_prefix_length,
         )
+
+    def jump_ahead(self) -> None:
+        """Takes the tokens that the grammar leaves no choice about; the next step reads them all at once.
+
+        Each is the only one that could be drawn, so that they are the tokens of single steps. Where somebody looks at
+        the rows between them, or a rule may forbid one of them, they are drawn one by one.
+        """
+        if self.matcher is None or not self.sampling_params.may_jump_ahead:
+            return
+        try:
+            forced = self.matcher.forced(self.output_tokens)
+        except PunaError:  # told when a token is drawn
+            return
+        self.tokens.append_unread(forced[: self.max_length - len(self.tokens)])
+        if self.tokens.current_position >= self.max_length:
+            self.status = GenerationStatus.MAXIMUM_LENGTH
 
     def take_output(self) -> tuple[list[int], list[LogProbabilities]]:
         """The tokens and log-probabilities that were made since the last call; each is given out once."""

@@ -265,6 +265,13 @@ class SamplingParams:
             or self.no_repeat_ngram_size > 0
         )
 
+    @cached_property
+    def may_jump_ahead(self) -> bool:
+        """Whether the only token that a grammar allows need not be drawn: nothing looks at it or forbids it."""
+        looks = (self.logprobs is not None, self.logits_processors, self.mirostat, self.repetition_detection)
+        forbids = (self.allowed_token_ids is not None, self.banned_token_ids, self.bad_words, self.no_repeat_ngram_size)
+        return not any((*looks, *forbids))
+
     @property
     def reports_processed(self) -> bool:
         """Whether log-probabilities of what the draw was made from are reported."""

@@ -266,6 +266,8 @@ def _append(
         if error is not None or context.status is not GenerationStatus.ACTIVE:
             return error
         context.update(tokens[position], sampled.log_probabilities[position] if sampled.log_probabilities else None)
+    if context.status is GenerationStatus.ACTIVE:
+        context.jump_ahead()
     return None
 
 

@@ -7,6 +7,7 @@ cached, what the next step reads), and as a stream (what nobody has fetched yet)
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -159,6 +160,20 @@ class TokenBuffer:
         self._processed_length = self._length
         self._length += 1
         self._active_end = self._length
+
+    def append_unread(self, tokens: Sequence[int]) -> None:
+        """Append tokens that were not drawn: the model reads them with those that are active.
+
+        Raises:
+            ValueError: tokens wait behind the active ones.
+        """
+        if self.is_chunked:
+            raise ValueError("tokens cannot be appended while others wait behind the active ones")
+        end = self._length + len(tokens)
+        if end > self._array.shape[0]:
+            self._move(self._array, 2 * end)
+        self._array[self._length : end] = tokens
+        self._length = self._active_end = end
 
     def restart(self) -> None:
         """Make all tokens a new prompt, none of them processed. What was streamed stays streamed."""

@@ -97,7 +97,9 @@ _SAMPLING: Final[dict[str, Schema]] = {
 _FORMAT: Final = _object(
     ("type",),
     type={"enum": ["text", "json_object", "json_schema", "structural_tag"]},
-    json_schema=_object(("schema",), name=_TEXT, description=_TEXT, schema={"anyOf": [_OBJECT, _SWITCH]}, strict=_SWITCH),
+    json_schema=_object(
+        ("schema",), name=_TEXT, description=_TEXT, schema={"anyOf": [_OBJECT, _SWITCH]}, strict=_optional(_SWITCH)
+    ),
 )
 _TOOL: Final = _object(
     ("function",),
