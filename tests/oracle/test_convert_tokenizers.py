@@ -1,4 +1,4 @@
-"""Real tokenizers as GGUF metadata: their rules have the names that the ecosystem gives them, and texts the same tokens."""
+"""Real tokenizers as GGUF metadata: their rules have the names that everybody gives them, and texts the same tokens."""
 
 from __future__ import annotations
 

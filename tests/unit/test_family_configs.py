@@ -56,6 +56,36 @@ def test_what_a_family_does_not_compute_is_refused(family: str, changes: dict[st
         config_of(family, **changes)
 
 
+OTHER_KINDS: list[tuple[str, dict[str, Any], str]] = [
+    ("DeepseekV2ForCausalLM", {"kv_lora_rank": 512}, "kv_lora_rank = 512 .*without latent attention"),
+    ("MiniCPM3ForCausalLM", {"q_lora_rank": 768}, "q_lora_rank = 768"),
+    ("BloomForCausalLM", {"alibi": True}, "alibi = True .*without ALiBi"),
+    ("FalconForCausalLM", {"alibi": True}, "alibi = True"),
+    ("GraniteForCausalLM", {"position_embedding_type": "alibi"}, "position_embedding_type = 'alibi'"),
+    ("MixtralForCausalLM", {"num_local_experts": 8}, "num_local_experts = 8 .*without mixtures of experts"),
+    ("Qwen3MoeForCausalLM", {"num_experts": 128}, "num_experts = 128"),
+    ("DeepseekForCausalLM", {"n_routed_experts": 64}, "n_routed_experts = 64"),
+    ("MambaForCausalLM", {"state_size": 16}, "state_size = 16 .*without recurrent layers"),
+    ("FalconH1ForCausalLM", {"mamba_d_state": 256}, "mamba_d_state = 256"),
+    ("RwkvForCausalLM", {"rescale_every": 6}, "rescale_every = 6"),
+    ("GPT2LMHeadModel", {}, "architectures = .*GPT2LMHeadModel"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "keys", "message"), OTHER_KINDS)
+def test_other_kinds_of_models_are_refused_by_the_key(architecture: str, keys: dict[str, Any], message: str) -> None:
+    register_all_models()
+    config = HuggingFaceConfig({"architectures": [architecture], **keys}, source="config.json")
+    with pytest.raises(UnsupportedModelError, match=message):
+        PIPELINE_REGISTRY.find(config)
+
+
+def test_a_key_without_effect_is_no_other_kind() -> None:
+    register_all_models()
+    values = {**tiny_config("llama"), "num_experts": 0, "alibi": False, "num_local_experts": 1, "kv_lora_rank": None}
+    assert PIPELINE_REGISTRY.find(HuggingFaceConfig(values)).name == "LlamaForCausalLM"
+
+
 @pytest.mark.parametrize("family", ["olmo3", "cohere2", "exaone4", "qwen3", "smollm3"])
 def test_windows_of_layers_are_not_an_option(family: str) -> None:
     with pytest.raises(InvalidRequestError, match="not an option of this architecture"):

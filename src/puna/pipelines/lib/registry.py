@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from puna.errors import UnsupportedModelError
 from puna.pipelines.context import TextContext
@@ -20,6 +20,15 @@ __all__ = ["PIPELINE_REGISTRY", "PipelineRegistry", "PipelineTask", "RopeType", 
 
 RopeType: TypeAlias = Literal["none", "normal", "neox", "longrope", "yarn"]
 """Which elements of a head a family's GGUF files pair: `normal` is 2j with 2j+1, all others j with j + D/2."""
+
+
+# Keys of kinds of models that are not run, whatever `architectures` says -> what they stand for.
+_FOREIGN: Final = {
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), "latent attention (MLA)"),
+    **dict.fromkeys(("alibi", "use_alibi"), "ALiBi"),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), "mixtures of experts"),
+    **dict.fromkeys(("state_size", "mamba_d_state", "ssm_cfg", "rescale_every"), "recurrent layers"),
+}
 
 
 class PipelineTask(StrEnum):
@@ -114,8 +123,10 @@ class PipelineRegistry:
         The first entry of `architectures` that is known decides.
 
         Raises:
-            UnsupportedModelError: neither tells a known one; the message lists what there is.
+            UnsupportedModelError: a key says that the model is of a kind that is not run, or neither tells a known
+                one; the message lists what there is.
         """
+        _refuse_foreign(huggingface_config)
         names = list(getattr(huggingface_config, "architectures", None) or ())
         for name in names:
             if name in self._by_name:
@@ -134,6 +145,20 @@ class PipelineRegistry:
         from puna.pipelines.lib.interfaces import require_huggingface_config
 
         return self.find(require_huggingface_config(pipeline_config.model))
+
+
+def _refuse_foreign(config: Any) -> None:
+    """Names the key by which a model is of another kind; `architectures` may say little, or what it began as."""
+    for key, kind in _FOREIGN.items():
+        value = getattr(config, key, None)
+        is_set = value not in (None, False, 0, {}) and not (kind == "mixtures of experts" and value == 1)
+        if is_set:
+            file = getattr(config, "source", None)
+            raise UnsupportedModelError(key, value, file=file, supported=f"models without {kind}")
+    value = getattr(config, "position_embedding_type", None)
+    if value == "alibi":
+        file = getattr(config, "source", None)
+        raise UnsupportedModelError("position_embedding_type", value, file=file, supported="rotary embedding")
 
 
 PIPELINE_REGISTRY = PipelineRegistry()
