@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare Puna with llama.cpp on this machine.")
     parser.add_argument("--threads", type=int, default=_native.cpu_info()["default_threads"])
     parser.add_argument("--reps", type=int, default=5, help="alternations per line")
-    parser.add_argument("--only", metavar="TEXT", help="lines with this in their title or test")
+    parser.add_argument("--only", metavar="TEXT", help="the line of this title, or all with this in title or test")
     parser.add_argument("--large", action="store_true", help="8B lines too (a file of 5 GB)")
     runnable = [name for name in _native.supported_variants() if name != "scalar"]
     parser.add_argument("--variant", choices=runnable, help="Puna's kernels (default: the best of this machine)")
@@ -220,7 +220,8 @@ def main() -> None:
     lines = [*LINES, *(LARGE_LINES if arguments.large else ())]
     extras = {MEMORY_TITLE, START_TITLE}
     if arguments.only:
-        lines = [line for line in lines if arguments.only in line.title or arguments.only in line.test]
+        whole = [line for line in lines if line.title == arguments.only]
+        lines = whole or [line for line in lines if arguments.only in line.title or arguments.only in line.test]
         extras = {title for title in extras if arguments.only in title}
     if not (lines or extras) or arguments.reps < 1 or arguments.threads < 1:
         parser.error("nothing to measure")
