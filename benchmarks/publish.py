@@ -24,7 +24,7 @@ RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "performance.md"
 PICTURE: Final = ROOT / "docs" / "speed.svg"
 DISTURBED: Final = 0.2  # lines during which others had more of the cores are not taken
-# The table of larger machines is computed from the first of these that there is; the picture is the one with most lines.
+# The table of larger machines comes from the first of these that there is; the picture is the one with most lines.
 _RICHEST_FIRST: Final = ("llamacpp-amx", "llamacpp-avx512", "llamacpp-avx2")
 
 
