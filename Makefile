@@ -91,8 +91,15 @@ $(ORACLES)/.llama_cpp: $(ORACLES)/.created tools/llama_cpp.sh
 	tools/llama_cpp.sh $(ORACLES)
 	@touch $@
 
+# Clients for Node, which the server is tried with.
+$(ORACLES)/.node: $(ORACLES)/.created tools/node/package-lock.json
+	@mkdir -p $(ORACLES)/node && cp tools/node/package.json tools/node/package-lock.json $(ORACLES)/node/
+	@if command -v npm >/dev/null; then cd $(ORACLES)/node && npm ci --silent --no-audit --no-fund; \
+		else echo "oracles: npm is not installed; clients for Node are left out"; fi
+	@touch $@
+
 # The oracles get a wheel that .venv builds: a second development install would share the build directory and spoil it.
-$(ORACLES)/.built: $(ORACLES)/.llama_cpp $(NATIVE_SOURCES) $(PYTHON_SOURCES)
+$(ORACLES)/.built: $(ORACLES)/.llama_cpp $(ORACLES)/.node $(NATIVE_SOURCES) $(PYTHON_SOURCES)
 	rm -rf build/oracles-wheel
 	flock $(VENV)/.lock $(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/oracles-wheel .
 	$(ORACLES)/bin/python -m pip install --quiet --no-deps --force-reinstall build/oracles-wheel/puna-*.whl
