@@ -36,9 +36,9 @@ class PromptTooLongError(InvalidRequestError):
         self.num_tokens = num_tokens
         self.limit = limit
         advice = f"; {hint}" if hint else ""
-        super().__init__(
-            f"it has {num_tokens} tokens, {num_tokens - limit} more than {where}{advice}", param="prompt"
-        )
+        message = f"it has {num_tokens} tokens, {num_tokens - limit} more than {where}{advice}"
+        super().__init__(message, param="prompt")
+        self.args = (f"prompt is too long: {message}",)  # clients look for these words
 
 
 class ModelNotFoundError(PunaError, LookupError):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from puna.entrypoints.openai.requests import Endpoint
-from puna.entrypoints.outputs import CompletionOutput, RequestOutput
+from puna.entrypoints.outputs import AnswerMessage, CompletionOutput, RequestOutput
 from puna.entrypoints.server.asked import prepared
 from puna.entrypoints.server.body import read_object
 from puna.entrypoints.server.generation import Generation, read_call, unless_disconnected
 from puna.entrypoints.server.operation import Operation
 from puna.entrypoints.server.problems import anthropic_error
-from puna.entrypoints.server.routes.openai import json_response, note_ignored
+from puna.entrypoints.server.routes.openai import json_response, message_of, note_ignored
 from puna.entrypoints.server.state import Server, server_of, timeline_of
 from puna.entrypoints.server.streaming import EventStream, event
+from puna.entrypoints.tool_calls import message_delta
 from puna.errors import InvalidRequestError, PunaError
 
 __all__ = ["OPERATIONS"]
@@ -133,10 +136,26 @@ def _tool_choice(choice: Any) -> dict[str, Any]:
     return found
 
 
+def _content(message: AnswerMessage) -> list[dict[str, Any]]:
+    """An answer as blocks. A call that was cut off within its arguments is left out."""
+    blocks: list[dict[str, Any]] = []
+    if message.reasoning:
+        blocks.append({"type": "thinking", "thinking": message.reasoning, "signature": ""})
+    if message.content:
+        blocks.append({"type": "text", "text": message.content})
+    for call in message.tool_calls:
+        with contextlib.suppress(ValueError):
+            values = json.loads(call.arguments or "{}")
+            blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": values})
+    return blocks
+
+
 def _stop_reason(choice: CompletionOutput) -> tuple[str | None, str | None]:
     """Why an answer ended, and the stop sequence that ended it."""
     if choice.finish_reason is None:
         return None, None
+    if choice.finish_reason == "stop" and message_of(choice).tool_calls:
+        return "tool_use", None
     if choice.finish_reason == "stop":
         is_text = isinstance(choice.stop_reason, str) and choice.stop_reason != "repetition"
         return ("stop_sequence", str(choice.stop_reason)) if is_text else ("end_turn", None)
@@ -174,31 +193,75 @@ async def _messages_route(request: Request) -> Response:
     (output,) = await unless_disconnected(request, generation.result())
     (choice,) = output.outputs
     reason, sequence = _stop_reason(choice)
-    content = [{"type": "text", "text": choice.text}] if choice.text else []
-    answer = {**head, "content": content, "stop_reason": reason, "stop_sequence": sequence, "usage": _usage(output)}
+    answer = {
+        **head,
+        "content": _content(message_of(choice)),
+        "stop_reason": reason,
+        "stop_sequence": sequence,
+        "usage": _usage(output),
+    }
     return json_response(answer, headers=headers)
 
 
+class _Blocks:
+    """The blocks of a stream: one is open at a time."""
+
+    def __init__(self) -> None:
+        self._said: AnswerMessage | None = None
+        self._kind: str | None = None
+        self._index = -1
+
+    def news(self, message: AnswerMessage) -> Iterator[bytes]:
+        """The events for what is new in an answer."""
+        delta = message_delta(self._said, message)
+        self._said = message
+        if delta.reasoning:
+            yield from self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+            yield self._delta({"type": "thinking_delta", "thinking": delta.reasoning})
+        if delta.content:
+            yield from self._open("text", {"type": "text", "text": ""})
+            yield self._delta({"type": "text_delta", "text": delta.content})
+        for call in delta.tool_calls:
+            block: dict[str, Any] = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+            yield from self._open(f"tool {call.index}", block)
+            if call.arguments:
+                yield self._delta({"type": "input_json_delta", "partial_json": call.arguments})
+
+    def end(self) -> Iterator[bytes]:
+        """Closes the block that is open."""
+        if self._kind is not None:
+            self._kind = None
+            yield event({"type": "content_block_stop", "index": self._index}, "content_block_stop")
+
+    def _open(self, kind: str, block: dict[str, Any]) -> Iterator[bytes]:
+        if kind != self._kind:
+            yield from self.end()
+            self._kind = kind
+            self._index += 1
+            start = {"type": "content_block_start", "index": self._index, "content_block": block}
+            yield event(start, "content_block_start")
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return event({"type": "content_block_delta", "index": self._index, "delta": delta}, "content_block_delta")
+
+
 async def _events(server: Server, generation: Generation, head: dict[str, Any]) -> AsyncGenerator[bytes]:
-    num_sent, output = 0, None
+    output, blocks = None, _Blocks()
     try:
         async for news in generation.news(server.limits.keepalive_interval_s):
             if news is None:
                 yield event({"type": "ping"}, "ping")
                 continue
             if output is None:
-                first = {"stop_reason": None, "stop_sequence": None, "usage": {**_usage(news[1]), "output_tokens": 0}}
-                yield event({"type": "message_start", "message": {**head, "content": [], **first}}, "message_start")
-                block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-                yield event(block, "content_block_start")
+                usage = {**_usage(news[1]), "output_tokens": 0}
+                first = {**head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+                yield event({"type": "message_start", "message": first}, "message_start")
             _, output = news
-            text = output.outputs[0].text
-            if len(text) > num_sent:
-                delta = {"type": "text_delta", "text": text[num_sent:]}
-                num_sent = len(text)
-                yield event({"type": "content_block_delta", "index": 0, "delta": delta}, "content_block_delta")
+            for part in blocks.news(message_of(output.outputs[0])):
+                yield part
+        for part in blocks.end():
+            yield part
         if output is not None:
-            yield event({"type": "content_block_stop", "index": 0}, "content_block_stop")
             reason, sequence = _stop_reason(output.outputs[0])
             end = {"stop_reason": reason, "stop_sequence": sequence}
             yield event({"type": "message_delta", "delta": end, "usage": _usage(output)}, "message_delta")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime
@@ -12,15 +14,16 @@ from starlette.responses import Response
 
 from puna import __version__
 from puna.entrypoints.openai.requests import Endpoint
-from puna.entrypoints.outputs import RequestOutput
+from puna.entrypoints.outputs import AnswerMessage, RequestOutput
 from puna.entrypoints.server.asked import embedded, prepared
 from puna.entrypoints.server.body import read_object
 from puna.entrypoints.server.generation import Generation, read_call, unless_disconnected
 from puna.entrypoints.server.operation import Operation
 from puna.entrypoints.server.problems import ollama_error
-from puna.entrypoints.server.routes.openai import json_response, note_ignored
+from puna.entrypoints.server.routes.openai import json_response, message_of, note_ignored
 from puna.entrypoints.server.state import Server, server_of
 from puna.entrypoints.server.streaming import EventStream, json_text
+from puna.entrypoints.tool_calls import message_delta
 from puna.errors import InvalidRequestError, ModelNotFoundError, PunaError
 
 __all__ = ["OPERATIONS"]
@@ -52,7 +55,7 @@ _CHAT: Final = _FIELDS | {"messages", "tools"}
 _GENERATE: Final = _FIELDS | {"prompt", "system", "raw", "suffix", "images", "template", "context"}
 _NS: Final = 1e9
 
-_Part: TypeAlias = Callable[[str], dict[str, Any]]
+_Part: TypeAlias = Callable[[AnswerMessage], dict[str, Any]]
 
 
 def _stamp() -> str:
@@ -117,12 +120,20 @@ async def _chat(request: Request) -> Response:
     return await _answer(request, server, Endpoint.CHAT, body, unknown, _said)
 
 
-def _said(text: str) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": text}}
+def _said(message: AnswerMessage) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": "assistant", "content": message.content}
+    if message.reasoning:
+        said["thinking"] = message.reasoning
+    calls = []
+    for call in message.tool_calls:
+        with contextlib.suppress(ValueError):  # cut off within its arguments
+            calls.append({"function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")}})
+    return {"message": {**said, "tool_calls": calls} if calls else said}
 
 
-def _written(text: str) -> dict[str, Any]:
-    return {"response": text}
+def _written(message: AnswerMessage) -> dict[str, Any]:
+    thought = {"thinking": message.reasoning} if message.reasoning else {}
+    return {"response": message.content, **thought}
 
 
 async def _generate(request: Request) -> Response:
@@ -159,23 +170,27 @@ async def _answer(
         return EventStream(lines, server.limits.write_timeout_s, headers, "application/x-ndjson")
     (output,) = await unless_disconnected(request, generation.result())
     head = {"model": server.settings.model_name, "created_at": _stamp()}
-    return json_response({**head, **part(output.outputs[0].text), **_end(server, output)}, headers=headers)
+    return json_response({**head, **part(message_of(output.outputs[0])), **_end(server, output)}, headers=headers)
 
 
 async def _lines(server: Server, generation: Generation, part: _Part) -> AsyncGenerator[bytes]:
-    num_sent, output = 0, None
+    output, before = None, None
     try:
         async for news in generation.news():
             assert news is not None
             _, output = news
-            text = output.outputs[0].text
-            if len(text) > num_sent:
+            message = message_of(output.outputs[0])
+            delta = message_delta(before, message)
+            before = message
+            if delta.content or delta.reasoning:
+                part_of = AnswerMessage(content=delta.content or "", reasoning=delta.reasoning)
                 head = {"model": server.settings.model_name, "created_at": _stamp()}
-                yield json_text({**head, **part(text[num_sent:]), "done": False}) + b"\n"
-                num_sent = len(text)
+                yield json_text({**head, **part(part_of), "done": False}) + b"\n"
         if output is not None:
+            calls = message_of(output.outputs[0]).tool_calls  # whole, at the end: this interface has no parts of calls
             head = {"model": server.settings.model_name, "created_at": _stamp()}
-            yield json_text({**head, **part(""), **_end(server, output)}) + b"\n"
+            last = part(AnswerMessage(content="", tool_calls=calls))
+            yield json_text({**head, **last, **_end(server, output)}) + b"\n"
     except PunaError as error:
         yield json_text(ollama_error(error)) + b"\n"
     finally:
@@ -252,14 +267,16 @@ async def _show(request: Request) -> Response:
     _model_name(server, stated.get("model", stated.get("name")))
     llm = server.llm
     template = llm.tokenizer.chat_template if llm.has_tokenizer else None
-    return json_response({
-        "modelfile": "",
-        "parameters": "",
-        "template": template.texts["default"] if template is not None else "",
-        "details": _details(),
-        "model_info": {"general.context_length": llm.max_model_len},
-        "capabilities": ["completion", "embedding"],
-    })
+    return json_response(
+        {
+            "modelfile": "",
+            "parameters": "",
+            "template": template.texts["default"] if template is not None else "",
+            "details": _details(),
+            "model_info": {"general.context_length": llm.max_model_len},
+            "capabilities": ["completion", "embedding"],
+        }
+    )
 
 
 async def _version(request: Request) -> Response:

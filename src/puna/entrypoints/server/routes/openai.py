@@ -13,6 +13,7 @@ from starlette.responses import Response
 from puna.entrypoints.openai.requests import Call, Endpoint
 from puna.entrypoints.openai.responses import generated_body
 from puna.entrypoints.openai.streams import ChunkWriter
+from puna.entrypoints.outputs import AnswerMessage, CompletionOutput
 from puna.entrypoints.server.asked import prepared
 from puna.entrypoints.server.body import read_object
 from puna.entrypoints.server.generation import Generation, read_call, unless_disconnected
@@ -23,7 +24,7 @@ from puna.entrypoints.server.streaming import DONE, PING, EventStream, event, js
 from puna.errors import ModelNotFoundError, PunaError
 from puna.tokenization import Tokenizer
 
-__all__ = ["OPERATIONS", "json_response", "model_entry", "note_ignored", "tokenizer_of"]
+__all__ = ["OPERATIONS", "json_response", "message_of", "model_entry", "note_ignored", "tokenizer_of"]
 
 _log = logging.getLogger("puna.server")
 
@@ -48,6 +49,11 @@ def tokenizer_of(server: Server) -> Tokenizer | None:
     """The model's tokenizer, or None."""
     llm = server.llm
     return llm.tokenizer if llm.has_tokenizer else None
+
+
+def message_of(choice: CompletionOutput) -> AnswerMessage:
+    """A choice taken apart; of a plain text all of it is content."""
+    return choice.message if choice.message is not None else AnswerMessage(content=choice.text)
 
 
 async def _chat(request: Request) -> Response:
@@ -76,9 +82,7 @@ async def _generate(request: Request, endpoint: Endpoint) -> Response:
     return json_response(body, headers=headers)
 
 
-async def _chunks(
-    server: Server, call: Call, generation: Generation, writer: ChunkWriter
-) -> AsyncGenerator[bytes]:
+async def _chunks(server: Server, call: Call, generation: Generation, writer: ChunkWriter) -> AsyncGenerator[bytes]:
     try:
         async for news in generation.news(server.limits.keepalive_interval_s):
             if news is None:

@@ -11,25 +11,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from puna.entrypoints.openai.requests import Endpoint
-from puna.entrypoints.outputs import RequestOutput
+from puna.entrypoints.outputs import AnswerMessage, RequestOutput
 from puna.entrypoints.server.asked import prepared
 from puna.entrypoints.server.body import read_object
 from puna.entrypoints.server.generation import read_call, unless_disconnected
 from puna.entrypoints.server.operation import Operation
 from puna.entrypoints.server.problems import Refusal, problem_body
-from puna.entrypoints.server.routes.openai import json_response, note_ignored
+from puna.entrypoints.server.routes.openai import json_response, message_of, note_ignored
 from puna.entrypoints.server.state import Server, server_of, tenant_of
 from puna.entrypoints.server.stored import StoredResponse
 from puna.entrypoints.server.streaming import PING, EventStream, event
+from puna.entrypoints.tool_calls import message_delta
 from puna.errors import InvalidRequestError, PunaError
 
 __all__ = ["OPERATIONS"]
 
 _SAME: Final = frozenset({"model", "temperature", "top_p", "stream", "parallel_tool_calls", "seed", "cache_salt"})
-_OURS: Final = frozenset({
-    *("input", "instructions", "max_output_tokens", "store", "previous_response_id", "metadata", "text", "tools"),
-    *("tool_choice", "reasoning", "truncation", "top_logprobs", "stream_options"),
-})
+_OURS: Final = frozenset(
+    {
+        *("input", "instructions", "max_output_tokens", "store", "previous_response_id", "metadata", "text", "tools"),
+        *("tool_choice", "reasoning", "truncation", "top_logprobs", "stream_options"),
+    }
+)
 _LABELS: Final = frozenset({"user", "safety_identifier", "prompt_cache_key"})
 # Fields of which only the value that asks for nothing is served.
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
@@ -130,8 +133,10 @@ class _Writer:
 
     def __init__(self, server: Server, stated: dict[str, Any], name: str) -> None:
         self._number = 0
-        self._text = ""
-        self._item = f"msg_{name}"
+        self._name = name
+        self._said: AnswerMessage | None = None
+        self._items: list[dict[str, Any]] = []  # as far as they got; the last one may be open
+        self._is_open = False
         self.body: dict[str, Any] = {
             "id": f"resp_{name}",
             "object": "response",
@@ -165,34 +170,51 @@ class _Writer:
 
     def begin(self) -> list[bytes]:
         """What a stream begins with."""
-        part = {"item_id": self._item, "output_index": 0, "content_index": 0}
         return [
             self._event("response.created", response=self.body),
             self._event("response.in_progress", response=self.body),
-            self._event("response.output_item.added", output_index=0, item=self._message("in_progress", [])),
-            self._event("response.content_part.added", part=_part(""), **part),
         ]
 
     def delta(self, output: RequestOutput) -> list[bytes]:
-        """What is new of the text."""
-        text = output.outputs[0].text
-        new, self._text = text[len(self._text) :], text
-        place = {"item_id": self._item, "output_index": 0, "content_index": 0}
-        return [self._event("response.output_text.delta", delta=new, logprobs=[], **place)] if new else []
+        """The events for what is new in the answer."""
+        message = message_of(output.outputs[0])
+        new = message_delta(self._said, message)
+        self._said = message
+        events: list[bytes] = []
+        if new.reasoning:
+            events += self._open(f"rs_{self._name}", {"type": "reasoning", "summary": [], "content": [_thought("")]})
+            self._items[-1]["content"][0]["text"] += new.reasoning
+            events.append(self._event("response.reasoning_text.delta", delta=new.reasoning, **self._place(True)))
+        if new.content:
+            item: dict[str, Any] = {"type": "message", "role": "assistant", "content": [_part("")]}
+            events += self._open(f"msg_{self._name}_{len(self._items)}", item, "message")
+            self._items[-1]["content"][0]["text"] += new.content
+            events.append(
+                self._event("response.output_text.delta", delta=new.content, logprobs=[], **self._place(True))
+            )
+        for call in new.tool_calls:
+            if call.id is not None:
+                item = {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": ""}
+                events += self._open(f"fc_{call.id}", item)
+            if call.arguments:
+                self._items[-1]["arguments"] += call.arguments
+                kind = "response.function_call_arguments.delta"
+                events.append(self._event(kind, delta=call.arguments, **self._place(False)))
+        return events
 
     def finish(self, output: RequestOutput) -> list[bytes]:
         """Completes the body; returns what a stream ends with."""
+        events = self.delta(output)
         choice = output.outputs[0]
-        self._text = choice.text
         is_whole = choice.finish_reason == "stop"
         status = "completed" if is_whole else "incomplete"
-        item = self._message(status, [_part(choice.text)])
+        events += self._close(status)
         cached = output.num_cached_tokens
         given, made = len(output.prompt_token_ids), len(choice.token_ids)
         self.body |= {
             "status": status,
             "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
-            "output": [item],
+            "output": self._items,
             "usage": {
                 "input_tokens": given,
                 "input_tokens_details": {"cached_tokens": cached},
@@ -201,13 +223,50 @@ class _Writer:
                 "total_tokens": given + made,
             },
         }
-        place = {"item_id": self._item, "output_index": 0, "content_index": 0}
-        return [
-            self._event("response.output_text.done", text=choice.text, logprobs=[], **place),
-            self._event("response.content_part.done", part=_part(choice.text), **place),
-            self._event("response.output_item.done", output_index=0, item=item),
-            self._event(f"response.{status}", response=self.body),
-        ]
+        return [*events, self._event(f"response.{status}", response=self.body)]
+
+    def _place(self, is_part: bool) -> dict[str, Any]:
+        place = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
+        return {**place, "content_index": 0} if is_part else place
+
+    def _open(self, name: str, item: dict[str, Any], kind: str | None = None) -> list[bytes]:
+        """Begins an item, unless it is the one that is open; `kind`: any open one of this type is."""
+        if self._is_open and (self._items[-1]["id"] == name or self._items[-1]["type"] == kind):
+            return []
+        events = self._close("completed")
+        self._items.append({"id": name, "status": "in_progress", **item})
+        self._is_open = True
+        shown = {**self._items[-1], **({"content": []} if "content" in item else {})}
+        events.append(self._event("response.output_item.added", output_index=len(self._items) - 1, item=shown))
+        if "content" in item:
+            events.append(
+                self._event("response.content_part.added", part=dict(item["content"][0]), **self._place(True))
+            )
+        return events
+
+    def _close(self, status: str) -> list[bytes]:
+        """Ends the item that is open."""
+        if not self._is_open:
+            return []
+        self._is_open = False
+        item = self._items[-1]
+        item["status"] = status
+        events: list[bytes] = []
+        if item["type"] == "function_call":
+            kind, values = (
+                "response.function_call_arguments.done",
+                {"arguments": item["arguments"], "name": item["name"]},
+            )
+            events.append(self._event(kind, **values, **self._place(False)))
+        else:
+            part = dict(item["content"][0])
+            is_text = item["type"] == "message"
+            kind = "response.output_text.done" if is_text else "response.reasoning_text.done"
+            events.append(
+                self._event(kind, text=part["text"], **({"logprobs": []} if is_text else {}), **self._place(True))
+            )
+            events.append(self._event("response.content_part.done", part=part, **self._place(True)))
+        return [*events, self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)]
 
     def fail(self, error: PunaError) -> bytes:
         """What a stream ends with when something goes wrong."""
@@ -216,8 +275,9 @@ class _Writer:
         self.body |= {"status": "failed", "error": failure}
         return self._event("response.failed", response=self.body)
 
-    def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self._item, "type": "message", "role": "assistant", "status": status, "content": content}
+
+def _thought(text: str) -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": text}
 
 
 def _part(text: str) -> dict[str, Any]:
@@ -250,7 +310,7 @@ async def _create(request: Request) -> Response:
 
     def keep(output: RequestOutput) -> None:
         if stated.get("store", True):
-            said = [*conversation, {"role": "assistant", "content": output.outputs[0].text}]
+            said = [*conversation, _answer_message(message_of(output.outputs[0]))]
             server.responses.put(StoredResponse(tenant, writer.body, items, said))
 
     async def events() -> AsyncGenerator[bytes]:
@@ -275,6 +335,16 @@ async def _create(request: Request) -> Response:
     writer.finish(output)
     keep(output)
     return json_response(writer.body, headers=headers)
+
+
+def _answer_message(message: AnswerMessage) -> dict[str, Any]:
+    """An answer as a message of a chat that goes on."""
+    said: dict[str, Any] = {"role": "assistant", "content": message.content}
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    return {**said, "tool_calls": calls} if calls else said
 
 
 def _earlier(request: Request, server: Server, name: str | None) -> list[dict[str, Any]]:
