@@ -53,6 +53,7 @@ def bench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
         ("pp512", Spec("pp", 512), "pp512"),
         ("tg128@d2048", Spec("tg", 128, depth=2048), "tg128@d2048"),
         ("tg32@b8", Spec("tg", 32, sequences=8), "tg32@b8"),
+        ("tg32@a2@b8", Spec("tg", 32, sequences=8, adapters=2), "tg32@b8@a2"),
         ("tg32@b8@d16", Spec("tg", 32, depth=16, sequences=8), "tg32@d16@b8"),
         ("pp1@d0@b1", Spec("pp", 1), "pp1"),
         ("start", Spec("start"), "start"),

@@ -19,6 +19,7 @@ from puna.pipelines.sampling import NonFiniteLogitsError
 from puna.pipelines.sampling_params import SamplingParams
 from puna.pipelines.scheduler import SchedulerLimits
 from support.fake_loop import Rig, context, prompts_of
+from support.fake_model import FakeAdapter
 
 POISON, EXPLOSIVE = 60, 61  # never generated
 LONGEST = 30
@@ -26,20 +27,22 @@ PROMPTS = prompts_of(11, 24, 18)
 
 
 @cache
-def alone(prompt: tuple[int, ...], count: int, seed: int | None) -> list[int]:
+def alone(prompt: tuple[int, ...], count: int, seed: int | None, adapter: FakeAdapter | None) -> list[int]:
     """What one continuation gets when nothing else is there: no cache, no chunks, one replica."""
-    (tokens,) = Rig(prefix=False).tokens([context(prompt, count, params(seed))])
+    (tokens,) = Rig(prefix=False).tokens([context(prompt, count, params(seed), adapter=adapter)])
     return tokens
 
 
 @cache
-def alone_choices(prompt: tuple[int, ...], count: int, seed: int | None, num_choices: int) -> list[list[int]]:
+def alone_choices(
+    prompt: tuple[int, ...], count: int, seed: int | None, num_choices: int, adapter: FakeAdapter | None
+) -> list[list[int]]:
     rig = Rig(prefix=False)
-    rig.pipeline.add(context(prompt, count, params(seed), num_choices=num_choices))
+    rig.pipeline.add(context(prompt, count, params(seed), num_choices=num_choices, adapter=adapter))
     found: list[list[int]] = [[] for _ in range(num_choices)]
     for delta in rig.finish():
         found[delta.choice] += delta.tokens
-    assert found[0] == alone(prompt, count, seed)
+    assert found[0] == alone(prompt, count, seed, adapter)
     return found
 
 
@@ -55,6 +58,7 @@ class Asked:
     count: int
     seed: int | None
     num_choices: int
+    adapter: FakeAdapter | None = None
     got: dict[int, list[int]] = field(default_factory=dict)
     ended: dict[int, GenerationDelta] = field(default_factory=dict)
     is_aborted: bool = False
@@ -69,7 +73,8 @@ class Asked:
 
     def check(self) -> None:
         """What it got is a beginning of what it gets alone, and all of it when it ended well."""
-        expected = alone_choices(self.prompt, self.count, self.seed, self.num_choices) if self.is_healthy else []
+        asked = (self.prompt, self.count, self.seed, self.num_choices, self.adapter)
+        expected = alone_choices(*asked) if self.is_healthy else []
         for choice, tokens in self.got.items():
             if self.is_healthy:
                 assert tokens == expected[choice][: len(tokens)]
@@ -108,6 +113,7 @@ class Schedules(RuleBasedStateMachine):
         use_chunks=st.booleans(),
         num_replicas=st.integers(1, 3),
         has_faults=st.booleans(),
+        max_num_loras=st.integers(1, 3),
     )
     def begin(self, **sizes: Any) -> None:
         page_size = sizes["page_size"]
@@ -128,8 +134,12 @@ class Schedules(RuleBasedStateMachine):
                 max_num_steps=sizes["steps"],
                 admission_watermark=sizes["watermark"],
                 use_chunks=sizes["use_chunks"],
+                max_num_loras=sizes["max_num_loras"],
             ),
         )
+        self.rig.model.max_num_loras = sizes["max_num_loras"]
+        self.names: dict[str, FakeAdapter] = {}
+        self.num_loaded = 0
 
     @rule(
         prompt=st.sampled_from(PROMPTS),
@@ -139,11 +149,13 @@ class Schedules(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         salt=st.sampled_from([None, None, "a"]),
         bad=st.sampled_from([None] * 6 + [POISON, EXPLOSIVE]),
+        name=st.sampled_from([None, None, "x", "y", "z"]),
     )
     def add(self, prompt: list[int], count: int, bad: int | None, **options: Any) -> None:
         if bad == POISON or (bad == EXPLOSIVE and self.has_faults):
             prompt = [*prompt[:-1], bad]
         seed, num_choices = options["seed"], options["num_choices"]
+        adapter = self.names.get(options["name"])
         made = context(
             prompt,
             count,
@@ -151,9 +163,20 @@ class Schedules(RuleBasedStateMachine):
             num_choices=num_choices,
             priority=options["priority"],
             cache_salt=options["salt"],
+            adapter=adapter,
         )
         self.rig.pipeline.add(made)
-        self.asked[made.request_id] = Asked(tuple(prompt), count, seed, num_choices)
+        self.asked[made.request_id] = Asked(tuple(prompt), count, seed, num_choices, adapter)
+
+    @rule(name=st.sampled_from("xyz"))
+    def load(self, name: str) -> None:
+        """The name stands for new weights from now on; whoever began with the old ones keeps them."""
+        self.num_loaded = self.num_loaded % 4 + 1
+        self.names[name] = FakeAdapter(self.num_loaded)
+
+    @rule(name=st.sampled_from("xyz"))
+    def unload(self, name: str) -> None:
+        self.names.pop(name, None)
 
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
@@ -169,15 +192,21 @@ class Schedules(RuleBasedStateMachine):
         self.asked[name].is_aborted = True
 
     @precondition(lambda self: any(not asked.is_over for asked in self.asked.values()))
-    @rule(data=st.data(), shared=st.integers(0, 18), tail=st.lists(st.integers(0, 49), min_size=1, max_size=4))
-    def fork(self, data: st.DataObject, shared: int, tail: list[int]) -> None:
+    @rule(
+        data=st.data(),
+        shared=st.integers(0, 18),
+        tail=st.lists(st.integers(0, 49), min_size=1, max_size=4),
+        keeps_adapter=st.booleans(),
+    )
+    def fork(self, data: st.DataObject, shared: int, tail: list[int], keeps_adapter: bool) -> None:
         name = data.draw(st.sampled_from([name for name, asked in self.asked.items() if not asked.is_over]))
         parent = self.asked[name]
         whole = [token for token in [*parent.prompt, *parent.got.get(0, [])] if token < POISON]
         prompt = (whole[:shared] + tail)[:18]
-        made = context(prompt, 6, params(None))
+        adapter = parent.adapter if keeps_adapter else self.names.get("x")
+        made = context(prompt, 6, params(None), adapter=adapter)
         self.rig.pipeline.fork(name, made)
-        self.asked[made.request_id] = Asked(tuple(prompt), 6, None, 1)
+        self.asked[made.request_id] = Asked(tuple(prompt), 6, None, 1, adapter)
         self.num_forks += 1
 
     @precondition(lambda self: self.has_faults and not self.rig.scheduler._roster.suspects)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,17 @@ def fake_params(page_size: int = 4, enable_prefix_caching: bool = True) -> KVCac
     )
 
 
+@dataclass(frozen=True)
+class FakeAdapter:
+    """An adapter, from 1; it changes what is stored and what is answered."""
+
+    number: int
+
+    @property
+    def content_id(self) -> str:
+        return str(self.number)
+
+
 @dataclass
 class FakeInputs:
     """What `Llama3Inputs` holds, as far as the loop looks at it."""
@@ -45,6 +57,7 @@ class FakeInputs:
     input_row_offsets: Buffer
     splits: list[int]
     kv_cache_inputs: KVCacheInputs[Buffer, Buffer]
+    adapters: list[int]
 
 
 @dataclass
@@ -64,6 +77,7 @@ class FakeModel:
         poison: A token; a request that holds it gets NaN for logits.
         explosive: A token; a step in which a request holds it raises an error, after it wrote all of its keys.
         num_faults: How many of the next steps raise an error, whoever takes part.
+        max_num_loras: How many adapters the requests of a replica may have in a step.
         steps: For each step the new tokens of each request.
     """
 
@@ -72,6 +86,7 @@ class FakeModel:
     poison: int = -1
     explosive: int = -1
     num_faults: int = 0
+    max_num_loras: int = 1
 
     def __post_init__(self) -> None:
         self.steps: list[list[int]] = []
@@ -88,12 +103,23 @@ class FakeModel:
         tokens = np.concatenate([context.tokens.active for context in contexts])
         offsets = np.cumsum([0, *(context.tokens.active_length for context in contexts)]).astype(np.uint32)
         splits = [0, *np.cumsum([len(batch) for batch in replica_batches]).tolist()]
-        return FakeInputs(Buffer.from_numpy(tokens), Buffer.from_numpy(offsets), splits, kv_cache_inputs)
+        adapters = [0 if context.adapter is None else context.adapter.number for context in contexts]
+        for begin, end in pairwise(splits):
+            self._check_order(adapters[begin:end])
+        return FakeInputs(Buffer.from_numpy(tokens), Buffer.from_numpy(offsets), splits, kv_cache_inputs, adapters)
 
     def prepare_next_token_inputs(self, next_tokens: Buffer, prev_model_inputs: FakeInputs) -> FakeInputs:
         offsets = np.arange(len(next_tokens) + 1, dtype=np.uint32)
         previous = prev_model_inputs
-        return FakeInputs(next_tokens, Buffer.from_numpy(offsets), previous.splits, previous.kv_cache_inputs)
+        cache = previous.kv_cache_inputs
+        return FakeInputs(next_tokens, Buffer.from_numpy(offsets), previous.splits, cache, previous.adapters)
+
+    def _check_order(self, adapters: Sequence[int]) -> None:
+        """Rows of one adapter lie side by side, those without one are last, and there are not too many adapters."""
+        groups = [adapter for i, adapter in enumerate(adapters) if i == 0 or adapters[i - 1] != adapter]
+        assert len(set(groups)) == len(groups), adapters
+        assert 0 not in groups[:-1], adapters
+        assert len(set(groups) - {0}) <= self.max_num_loras, adapters
 
     def execute(self, model_inputs: FakeInputs) -> FakeOutputs:
         offsets = model_inputs.input_row_offsets.to_numpy()
@@ -103,7 +129,8 @@ class FakeModel:
         splits = model_inputs.splits
         for replica, cache in enumerate(model_inputs.kv_cache_inputs):
             begin, end = splits[replica], splits[replica + 1]
-            self._execute_replica(cache, tokens, offsets[begin : end + 1], logits[begin:end])
+            adapters = model_inputs.adapters[begin:end]
+            self._execute_replica(cache, tokens, offsets[begin : end + 1], logits[begin:end], adapters)
         if self.num_faults > 0:
             self.num_faults -= 1
             raise RuntimeError("the next steps fail")
@@ -117,6 +144,7 @@ class FakeModel:
         tokens: npt.NDArray[Any],
         offsets: npt.NDArray[Any],
         logits: npt.NDArray[Any],
+        adapters: Sequence[int],
     ) -> None:
         pages = cache.kv_blocks.to_numpy()
         null_page = pages.shape[0] - 1
@@ -129,7 +157,7 @@ class FakeModel:
         for row, table in enumerate(tables):
             total = int(cached[row] + new[row])
             length = total if cache.request_lengths is None else int(cache.request_lengths.to_numpy()[row])
-            regime = self.regime(length)
+            regime = self.regime(length) + 1000 * adapters[row]  # its weights make other keys
             for index, token in enumerate(tokens[offsets[row] : offsets[row + 1]]):
                 page, offset = self._locate(pages, table, int(cached[row]) + index, null_page)
                 pages[page, 0, :, offset, 0, :] = [token + 1, regime + 1]

@@ -22,6 +22,7 @@ __all__ = ["Runner", "TracedStep"]
 _PAGE: Final = 128
 _STEP_TOKENS: Final = 512
 _SLACK: Final = 64  # tokens that sequences may generate while others still read their prompts
+_MAX_RANK: Final = 512  # of an adapter
 _TRACED_STEPS: Final = 9  # of these, the one with the median time is shown
 
 
@@ -50,6 +51,7 @@ class Runner:
         threads: Threads to use; None: all that may be used.
         kv_cache_dtype: Element type of cached keys and values.
         revision: Branch, tag or commit on the hub.
+        lora_paths: Adapters of the tests that have any.
         seed: Of the prompts.
 
     Raises:
@@ -65,11 +67,16 @@ class Runner:
         threads: int | None = None,
         kv_cache_dtype: str = "auto",
         revision: str | None = None,
+        lora_paths: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         for spec in specs:
             if spec.kind == "pp" and spec.depth % _PAGE:
                 raise InvalidRequestError(f"the depth of {spec.name} must be a multiple of {_PAGE}", param="test")
+        for spec in specs:
+            if spec.adapters > len(lora_paths):
+                message = f"{spec.name} needs {spec.adapters} of them, got {len(lora_paths)}"
+                raise InvalidRequestError(message, param="lora_paths")
         sequences = max((spec.sequences for spec in specs), default=1)
         self._llm = LLM(
             model,
@@ -80,9 +87,14 @@ class Runner:
             max_num_batched_tokens=max(_STEP_TOKENS, sequences + 1 + sequences // 8),
             block_size=_PAGE,
             revision=revision,
+            enable_lora=bool(lora_paths),
+            lora_paths=lora_paths,
+            max_lora_rank=_MAX_RANK,
         )
+        self._adapters = [self._llm.model.lora_manager.find(i.name) for i in self._llm.list_lora_adapters()]
         self._draw = np.random.default_rng(seed)
-        self._vocabulary = min(self._llm.tokenizer.vocab_size, self._llm.model.config.vocab_size)
+        rows = self._llm.model.config.vocab_size
+        self._vocabulary = min(self._llm.tokenizer.vocab_size, rows) if self._llm.has_tokenizer else rows
         self._beginnings: dict[Spec, list[npt.NDArray[np.int64]]] = {}
 
     @property
@@ -93,8 +105,8 @@ class Runner:
     def warm(self, spec: Spec) -> None:
         """Runs a test once, in part: memory is touched, the beginnings of its sequences are in the cache."""
         if spec.depth:
-            for tokens in self._beginning(spec):
-                self._finish_prompts([self._context(tokens)])
+            for context in self._contexts(self._beginning(spec), spec):
+                self._finish_prompts([context])
         self._run(spec, steps=2)
 
     def run(self, spec: Spec) -> float:
@@ -127,9 +139,9 @@ class Runner:
         if spec.kind == "pp":
             beginnings = self._beginning(spec)
             prompts = [np.concatenate([tokens, self._random(spec.tokens)]) for tokens in beginnings]
-            return self._finish_prompts([self._context(prompt) for prompt in prompts], look)
+            return self._finish_prompts(self._contexts(prompts, spec), look)
         prompts = self._beginning(spec) if spec.depth else [self._random(1) for _ in range(spec.sequences)]
-        contexts = [self._context(prompt) for prompt in prompts]
+        contexts = self._contexts(prompts, spec)
         try:
             self._read_prompts(contexts)
             return sum(self._step(look) for _ in range(steps))
@@ -166,12 +178,17 @@ class Runner:
         for context in contexts:
             self._llm.pipeline.abort(context.request_id)
 
-    def _context(self, prompt: npt.NDArray[np.int64]) -> TextContext:
-        return TextContext(
-            tokens=TokenBuffer(prompt.copy()),
-            max_length=self._llm.max_model_len,
-            sampling_params=SamplingParams(temperature=0, seed=0, ignore_eos=True),
-        )
+    def _contexts(self, prompts: Sequence[npt.NDArray[np.int64]], spec: Spec) -> list[TextContext]:
+        """A request per prompt; the test's adapters are given out in turn."""
+        return [
+            TextContext(
+                tokens=TokenBuffer(prompt.copy()),
+                max_length=self._llm.max_model_len,
+                sampling_params=SamplingParams(temperature=0, seed=0, ignore_eos=True),
+                adapter=self._adapters[number % spec.adapters] if spec.adapters else None,
+            )
+            for number, prompt in enumerate(prompts)
+        ]
 
     def _random(self, count: int) -> npt.NDArray[np.int64]:
         return self._draw.integers(0, self._vocabulary, count)

@@ -1,4 +1,4 @@
-"""Names of tests: `pp512`, `tg128@d2048`, `tg32@b8`, `start`."""
+"""Names of tests: `pp512`, `tg128@d2048`, `tg32@b8`, `tg32@b8@a8`, `start`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Kind", "Spec", "parse_spec"]
 
 Kind = Literal["pp", "tg", "start"]
 
-_NAME: Final = re.compile(r"(?P<kind>pp|tg)(?P<tokens>[1-9]\d{0,6})(?P<rest>(?:@[bd]\d{1,7})*)")
+_NAME: Final = re.compile(r"(?P<kind>pp|tg)(?P<tokens>[1-9]\d{0,6})(?P<rest>(?:@[abd]\d{1,7})*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,14 @@ class Spec:
         tokens: Tokens read or generated, per sequence.
         depth: Tokens that each sequence has in the cache before.
         sequences: Sequences at once.
+        adapters: How many adapters the sequences have, in turn; 0: none.
     """
 
     kind: Kind
     tokens: int = 0
     depth: int = 0
     sequences: int = 1
+    adapters: int = 0
 
     @property
     def name(self) -> str:
@@ -35,7 +37,8 @@ class Spec:
         if self.kind == "start":
             return self.kind
         depth = f"@d{self.depth}" if self.depth else ""
-        return f"{self.kind}{self.tokens}{depth}" + (f"@b{self.sequences}" if self.sequences > 1 else "")
+        sequences = f"@b{self.sequences}" if self.sequences > 1 else ""
+        return f"{self.kind}{self.tokens}{depth}{sequences}" + (f"@a{self.adapters}" if self.adapters else "")
 
     @property
     def total_tokens(self) -> int:
@@ -44,7 +47,8 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """A test by its name: `start`, or `pp` or `tg` with a count and, in any order, `@d` (depth) and `@b` (sequences).
+    """A test by its name: `start`, or `pp` or `tg` with a count and, in any order, `@d` (depth), `@b`
+    (sequences) and `@a` (adapters).
 
     Raises:
         ValueError: It is no name of a test.
@@ -55,6 +59,6 @@ def parse_spec(text: str) -> Spec:
     parts = [] if match is None else match["rest"].split("@")[1:]
     values = {part[0]: int(part[1:]) for part in parts}
     if match is None or len(values) < len(parts) or values.get("b", 1) < 1:
-        raise ValueError(f"{text!r} is no test; tests are called pp512, tg128, tg128@d2048, tg32@b8, start")
+        raise ValueError(f"{text!r} is no test; tests are called pp512, tg128, tg128@d2048, tg32@b8, tg32@b8@a8, start")
     kind: Kind = "pp" if match["kind"] == "pp" else "tg"
-    return Spec(kind, int(match["tokens"]), values.get("d", 0), values.get("b", 1))
+    return Spec(kind, int(match["tokens"]), values.get("d", 0), values.get("b", 1), values.get("a", 0))

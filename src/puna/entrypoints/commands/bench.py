@@ -62,7 +62,8 @@ def bench() -> None:
     show_default=" ".join(_DEFAULT_TESTS),
     metavar="NAME",
     help="pp512 reads 512 tokens, tg128 generates 128; @d2048 with 2048 tokens in the cache before, @b8 for 8 "
-    "sequences at once; start: a process from its start to its first token. May be given several times.",
+    "sequences at once, @a8 with 8 adapters in turn; start: a process from its start to its first token. May be given "
+    "several times.",
 )
 @click.option("-r", "--reps", type=click.IntRange(1), default=5, show_default=True, help="Repetitions of each test.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads to use.  [default: all that may be used]")
@@ -82,6 +83,14 @@ def bench() -> None:
     help="Run each test once more, write its instructions to FILE for a trace viewer, and tell where the time went.",
 )
 @click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option(
+    "--lora-paths",
+    "--lora-modules",
+    "lora_paths",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="An adapter for tests that have any; may be repeated.",
+)
 def run(
     model: str,
     specs: tuple[Spec, ...],
@@ -91,6 +100,7 @@ def run(
     form: str,
     trace_file: Path | None,
     revision: str | None,
+    lora_paths: tuple[str, ...],
 ) -> None:
     """Run tests of speed on MODEL.
 
@@ -106,7 +116,7 @@ def run(
     with progress().status("loading") as status:
         from puna.entrypoints.benchmark.runner import Runner
 
-        runner = Runner(model, [spec for spec in specs if spec.kind != "start"], **options)
+        runner = Runner(model, [spec for spec in specs if spec.kind != "start"], lora_paths=lora_paths, **options)
         report = _measure(runner, model, specs, reps, options, status.update)
         steps = {}
         if trace_file is not None:
