@@ -267,6 +267,7 @@ def test_lines_say_what_is_wrong_with_them() -> None:
     assert read_line(b"[" * 100_000, 7).error is not None
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_nothing_is_lost_or_repeated(tmp_path: Path, tiny: str) -> None:
     count = 400
     lines = [call(COMPLETIONS, str(i), prompt=f"Hello {i}", max_tokens=40, ignore_eos=True) for i in range(count)]
