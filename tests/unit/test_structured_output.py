@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -395,3 +397,24 @@ def test_vocabulary_without_an_end_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="needs an end-of-sequence token"):
         Vocabulary(2, lambda _: b"a", lambda _: False, [], lambda _: [0])
 
+
+
+@pytest.mark.slow
+def test_ten_thousand_schemas_take_little_memory() -> None:
+    vocabulary = vocabulary_of(byte_level())
+    compiler = GrammarCompiler(lambda: vocabulary)
+
+    def compile_some(count: int, offset: int) -> None:
+        for number in range(offset, offset + count):
+            schema = {"type": "object", "properties": {f"name {number}": {"type": "string", "maxLength": 9}}}
+            constraint = compiler.compile(StructuredOutputsParams(json=schema))
+            constraint.begin().allowed(np.zeros(0, dtype=np.int64))
+
+    compile_some(1_000, 0)  # fills the cache
+    before = resident_bytes()
+    compile_some(9_000, 1_000)
+    assert resident_bytes() - before < 64 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -17,6 +17,7 @@ from puna.entrypoints.tool_calls import FORMATS, MessageParser, detect_format, m
 from puna.entrypoints.tool_calls.grammars import behind_reasoning
 from puna.structured_output import DeadEndError, GrammarCompiler, byte_vocabulary
 from puna.structured_output.grammars import json_grammar, literal
+from support import chat_templates
 
 THINK = REASONING_FORMATS[0]
 Plain = tuple[str, str | None, list[tuple[str, str]]]
@@ -184,6 +185,13 @@ def test_forms_hold_behind_the_reasoning(is_open: bool) -> None:
             assert not follows(text), text
     if not is_open:
         assert follows("1")
+
+
+def test_format_is_found_in_templates_of_models() -> None:
+    templates = (chat_templates.LLAMA3, chat_templates.QWEN2, chat_templates.MISTRAL, chat_templates.GRANITE)
+    found = [detect_format([text]) for text in templates]
+    assert [known and known.name for known in found] == ["llama", "hermes", "mistral", "granite"]
+    assert detect_reasoning([chat_templates.QWEN2]) == THINK
 
 
 def test_arguments_are_what_the_model_wrote() -> None:

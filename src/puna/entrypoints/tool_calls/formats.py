@@ -73,6 +73,7 @@ _SIGNS: Final[tuple[tuple[ToolCallFormat, Callable[[str], bool]], ...]] = (  # t
     (PHI, lambda text: "<|tool|>" in text or "<|/tool_call|>" in text),
     (GRANITE, lambda text: "<|tool_call|>" in text),
     (HERMES, lambda text: "<tool_call>" in text and "<function=" not in text),
+    (GRANITE, lambda text: "<|start_of_role|>" in text and "tools" in text),  # whose templates don't write calls
     (LLAMA, lambda text: "<|python_tag|>" in text or ('"parameters"' in text and "<|start_header_id|>" in text)),
 )
 
