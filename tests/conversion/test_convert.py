@@ -14,6 +14,7 @@ import pytest
 from puna.conversion import EncodedTensor, float_tensors, open_checkpoint, write_gguf
 from puna.errors import InvalidRequestError, UnsupportedModelError, WeightsError
 from puna.graph.weights import load_weights
+from puna.pipelines.lib import MAXModelConfig
 from support.checkpoints import FAMILIES, LENGTH, tiny_config, tiny_tensors
 from support.converted import VOCABULARY, convert, write_model
 from support.family_model import all_logits, load_family, random_prompt
@@ -208,3 +209,14 @@ def test_context_length_and_template_come_along(tmp_path: Path) -> None:
     assert metadata["tokenizer.chat_template"] == "{{ messages[0].content }}"
     assert (metadata["general.sampling.temp"], metadata["general.sampling.top_k"]) == (0.6, 20)
     assert metadata["general.name"] == "hf"
+    convert(directory, tmp_path / "model.gguf")
+    stated = MAXModelConfig(model_path=str(tmp_path / "model.gguf")).sampling_params_defaults.stated()
+    assert stated == {"temperature": 0.6, "top_k": 20}
+
+
+def test_a_sampling_key_of_the_wrong_type_is_named(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_model(tmp_path / "hf", "llama"))
+    metadata = {**checkpoint.metadata, "general.sampling.temp": "warm"}
+    write_gguf(tmp_path / "model.gguf", metadata, float_tensors(checkpoint.tensors, "F32"))
+    with pytest.raises(WeightsError, match=r"sampling\.temp"):
+        _ = MAXModelConfig(model_path=str(tmp_path / "model.gguf")).sampling_params_defaults

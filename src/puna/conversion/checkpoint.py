@@ -32,20 +32,13 @@ from puna.pipelines.lib import (
     SupportedArchitecture,
     SupportedEncoding,
 )
-from puna.pipelines.lib.generation_config import generation_defaults
+from puna.pipelines.lib.generation_config import GGUF_SAMPLING, generation_defaults
 from puna.pipelines.lib.huggingface_config import HuggingFaceConfig
 from puna.tokenization import load_tokenizer
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
 _DROPPED: Final = ("split.", "general.file_type", "general.alignment", "general.quantization_version")
-_SAMPLING: Final = {
-    "temperature": "general.sampling.temp",
-    "top_k": "general.sampling.top_k",
-    "top_p": "general.sampling.top_p",
-    "min_p": "general.sampling.min_p",
-    "repetition_penalty": "general.sampling.penalty_repeat",
-}
 
 
 @dataclass(frozen=True)
@@ -225,4 +218,4 @@ def _rope_sources(numbers: Llama3Config) -> Iterable[TensorSource]:
 def _sampling(directory: Path) -> dict[str, MetadataValue]:
     path = directory / "generation_config.json"
     stated = generation_defaults(path).stated() if path.is_file() else {}
-    return {key: stated[name] for name, key in _SAMPLING.items() if name in stated}
+    return {key: stated[name] for name, key in GGUF_SAMPLING.items() if name in stated}

@@ -1,20 +1,31 @@
-"""What a checkpoint's `generation_config.json` states about sampling."""
+"""What a checkpoint states about sampling: its `generation_config.json`, or the keys of a GGUF file."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from puna.errors import WeightsError
 from puna.pipelines.sampling_params import SamplingParamsInput
 
-__all__ = ["generation_defaults"]
+__all__ = ["GGUF_SAMPLING", "generation_defaults", "gguf_generation_defaults"]
 
 # Key in the file -> the field of SamplingParamsInput.
 _FLOATS: Final = {name: name for name in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty")}
 _INTEGERS: Final = {"top_k": "top_k", "max_new_tokens": "max_tokens", "no_repeat_ngram_size": "no_repeat_ngram_size"}
 _MAX_BYTES: Final = 1 << 20
+GGUF_SAMPLING: Final = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+"""Fields of SamplingParamsInput -> the keys that GGUF files have for them."""
 
 
 def generation_defaults(path: Path) -> SamplingParamsInput:
@@ -46,6 +57,24 @@ def generation_defaults(path: Path) -> SamplingParamsInput:
         if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
             raise WeightsError(f"eos_token_id = {stop_ids!r} is no token id and no list of them", file=path)
         stated["stop_token_ids"] = tuple(ids)
+    return SamplingParamsInput(**stated)
+
+
+def gguf_generation_defaults(metadata: Mapping[str, Any], file: str) -> SamplingParamsInput:
+    """The sampling values that a GGUF file states.
+
+    Raises:
+        WeightsError: a value is no number of the expected kind.
+    """
+    stated: dict[str, Any] = {}
+    for name, key in GGUF_SAMPLING.items():
+        value = metadata.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else (int, float)):
+            raise WeightsError(f"{value!r} is not a number of the expected kind", file=file, tensor=key)
+        # float32 as its shortest text, so that 0.6 is 0.6
+        stated[name] = float(str(np.float32(value))) if isinstance(value, float) else value
     return SamplingParamsInput(**stated)
 
 

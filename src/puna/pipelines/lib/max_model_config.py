@@ -13,7 +13,7 @@ from puna.dtype import DType
 from puna.errors import InvalidRequestError, ModelNotFoundError
 from puna.pipelines.lib.encoding_resolution import check_stored, stored_encodings
 from puna.pipelines.lib.encodings import SupportedEncoding, infer_encoding_from_name, require_runnable
-from puna.pipelines.lib.generation_config import generation_defaults
+from puna.pipelines.lib.generation_config import generation_defaults, gguf_generation_defaults
 from puna.pipelines.lib.kv_cache_config import KVCacheConfig
 from puna.pipelines.lib.quantization import with_quantized_layers
 from puna.pipelines.lib.registry import RopeType, SupportedArchitecture
@@ -200,14 +200,21 @@ class MAXModelConfig:
 
     @property
     def sampling_params_defaults(self) -> SamplingParamsInput:
-        """What the checkpoint's `generation_config.json` states about sampling; nothing where there is none.
+        """What the checkpoint states about sampling, in its `generation_config.json` or in the keys of a GGUF file;
+        nothing where there is neither.
 
         Raises:
             WeightsError: the file is not a JSON object, or a value in it has the wrong type.
         """
+        from puna.graph.weights import GGUFWeights
+
         directory = self._directory
         path = directory / _GENERATION_CONFIG_NAME if directory is not None else None
-        return generation_defaults(path) if path is not None and path.is_file() else SamplingParamsInput()
+        if path is not None and path.is_file():
+            return generation_defaults(path)
+        if self.weights_format is not None and self.is_gguf and isinstance(self.weights, GGUFWeights):
+            return gguf_generation_defaults(self.weights.metadata, self.weights.path)
+        return SamplingParamsInput()
 
     @property
     def resolved_encoding(self) -> SupportedEncoding:
