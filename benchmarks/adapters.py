@@ -1,8 +1,8 @@
 """What adapters cost: `python benchmarks/adapters.py [DIRECTORY]`.
 
 A step of 8 sequences of a random model with the sizes of Llama 3.2 1B in bfloat16, without adapters, with one and with
-8 different ones of rank 16, in turn, on the attention's products and on all products. The model (2.5 GB) and the adapters
-are written to the directory once.
+8 different ones of rank 16, in turn, on the attention's products and on all products. The model (2.5 GB) and the
+adapters are written to the directory once.
 """
 
 from __future__ import annotations

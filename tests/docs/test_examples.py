@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +26,11 @@ def test_examples_run(page: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
         code = block.replace(f'"{DEFAULT_MODEL}"', repr(str(model)))
         exec(compile(code, f"{page}, example {number + 1}", "exec"), names)
     assert capsys.readouterr().out
+
+
+def test_twelve_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = runpy.run_path(str(ROOT / "examples/adapters/twelve.py"))
+    program["main"](str(write_tiny_model(tmp_path / "m")), tmp_path / "adapters")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("12 adapters")
+    assert len(lines) == 14

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,23 @@ def test_options_that_do_not_fit(files: Path) -> None:
         load(files, data_parallel_degree=2)
     with pytest.raises(AdapterError, match="does not exist"):
         load(files, "d")
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_swaps(files: Path, tmp_path: Path) -> None:
+    shapes = module_shapes(CONFIG, EVERYTHING)
+    for seed in range(4):
+        write_peft(tmp_path / str(seed), random_pairs(shapes, 16, seed))
+    llm = load(files, "", max_num_loras=2)
+
+    def swap(times: int) -> int:
+        for number in range(times):
+            llm.load_lora_adapter("x", tmp_path / str(number % 4), load_inplace=True)
+            llm.generate(["Hello", "a b"], SamplingParams(temperature=0, max_tokens=2), adapter=["x", None])
+        llm.unload_lora_adapter("x")
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    before = swap(100)
+    size = 16 * sum(sum(shape) for shape in shapes.values()) * 4
+    assert swap(400) - before < 20 * size  # of 400 that were loaded
