@@ -22,9 +22,11 @@ import pytest
 from puna.conversion import gguf_file
 from puna.engine.packed_cache import PackedCache
 from puna.entrypoints.cli import run
+from puna.entrypoints.importance import measure_importance
 from puna.entrypoints.llm import LLM
 from puna.graph.quantization import RECIPES
 from puna.graph.weights import GGUFWeights, load_weights, quantize
+from puna.tokenization import load_tokenizer
 from support.converted import convert, write_model
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "quantize.json").read_text())
@@ -149,6 +151,39 @@ def test_quantized_files(full: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     third = tmp_path / "third.gguf"
     assert run(["quantize", str(first), str(third), "--to", "Q8_0"]) == 0
     assert third.read_bytes() == first.read_bytes()
+
+
+def test_importance_of_a_text(
+    directory: Path, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "Rain fell on the harbour, and nobody came. " * 30
+    (tmp_path / "text").write_text(text)
+    importance = measure_importance(str(full), text)
+    # The first layer's inputs, by hand: rows of the embedding, normed.
+    stored = values(full)
+    ids = load_tokenizer(directory).encode(text)
+    rows = stored["token_embd.weight"][ids].astype(np.float64)
+    epsilon = json.loads((directory / "config.json").read_text())["rms_norm_eps"]
+    normed = rows / np.sqrt((rows**2).mean(1, keepdims=True) + epsilon) * stored["blk.0.attn_norm.weight"]
+    for name in ("attn_q", "attn_k", "attn_v"):
+        assert np.allclose(importance[f"blk.0.{name}.weight"], (normed**2).mean(0), rtol=1e-4)
+    assert set(importance) == {name for name in stored if stored[name].ndim == 2} - {"token_embd.weight"}
+
+    plain, weighted = tmp_path / "plain.gguf", tmp_path / "weighted.gguf"
+    for out, more in ((plain, []), (weighted, ["--importance", str(tmp_path / "text")])):
+        assert run(["quantize", str(full), str(out), "--to", "Q3_K_S", "--pure", *more]) == 0
+    errors = [
+        sum(((found[name] - stored[name]) ** 2 * weights).sum() for name, weights in importance.items())
+        for found in (values(plain), values(weighted))
+    ]
+    assert errors[1] < 0.99 * errors[0]
+    (tmp_path / "empty").write_text("")
+    capsys.readouterr()
+    arguments = ["--to", "Q4_0", "--importance"]
+    assert run(["quantize", str(full), str(tmp_path / "x.gguf"), *arguments, str(tmp_path / "empty")]) == 2
+    assert "the text has no tokens" in capsys.readouterr().err
+    assert run(["quantize", str(full), str(tmp_path / "x.gguf"), *arguments, str(tmp_path / "none")]) == 2
+    assert "cannot be read" in capsys.readouterr().err and not (tmp_path / "x.gguf").exists()
 
 
 @pytest.mark.parametrize(("value", "text"), [(np.nan, "nan"), (np.inf, "inf"), (1e30, "too large for Q8_0")])

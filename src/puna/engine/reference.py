@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from puna.graph.ops.lora import MODEL_TARGETS
 from puna.graph.ops.op import Float32Array, Rounding
 from puna.graph.weights.weight_data import WeightData
 
-__all__ = ["CODE_FORMATS", "ReferenceExecutor"]
+__all__ = ["CODE_FORMATS", "Observer", "ReferenceExecutor"]
 
 CODE_FORMATS: Final = frozenset(
     {
@@ -26,6 +26,9 @@ CODE_FORMATS: Final = frozenset(
     }
 )
 """Formats whose products take activations rounded to 8 bits, unless float32 precision is asked for."""
+
+Observer: TypeAlias = Callable[[str, Float32Array], None]
+"""Told the name of a weight and what it is multiplied by."""
 
 _KEPT_BYTES: Final = 1 << 30
 """Up to this size all weights stay in float32 once they were used; beyond it one at a time does."""
@@ -40,6 +43,7 @@ class _Context:
     keeps: bool
     values: dict[str, Float32Array] = field(default_factory=dict)
     adapters: AdapterSlots | None = None
+    observer: Observer | None = None
     prefix: str = ""
     layer: int = 0
 
@@ -56,6 +60,10 @@ class _Context:
         if self.is_exact:
             return "none"
         return "codes" if format in CODE_FORMATS else "bfloat16" if format == "BF16" else "none"
+
+    def observe(self, weight: Weight, x: Float32Array) -> None:
+        if self.observer is not None:
+            self.observer(self.prefix + weight.name, x)
 
     def adapter(self, slot: int, layer: int, target: str) -> tuple[Float32Array, Float32Array, float] | None:
         found = None if self.adapters is None else self.adapters[slot]
@@ -75,6 +83,7 @@ class ReferenceExecutor:
         weights: Its weights by full name.
         is_exact: Products take float32 activations, whatever the weights, as `precision="float32"` means.
         adapters: The adapters that a step can name.
+        observer: Told every product's weight, by name, and what it is multiplied by.
     """
 
     def __init__(
@@ -84,17 +93,20 @@ class ReferenceExecutor:
         *,
         is_exact: bool,
         adapters: AdapterSlots | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.graph = graph
         size = sum(math.prod(weight.shape) for weight in weights.values()) * 4
-        self._context = _Context(weights, is_exact, size <= _KEPT_BYTES, adapters=adapters)
+        self._context = _Context(weights, is_exact, size <= _KEPT_BYTES, adapters=adapters, observer=observer)
         tables = [node.op.weight.shape[0] for node in graph.nodes if isinstance(node.op, Embedding)]
         self._vocab_size = min(tables, default=None)
 
     def derive(self, graph: Graph, adapters: AdapterSlots | None = None) -> ReferenceExecutor:
         """The executor of another graph over the same weights, or some of them."""
         context = self._context
-        return ReferenceExecutor(graph, context.weights, is_exact=context.is_exact, adapters=adapters)
+        return ReferenceExecutor(
+            graph, context.weights, is_exact=context.is_exact, adapters=adapters, observer=context.observer
+        )
 
     def run(self, inputs: Mapping[str, np.ndarray[Any, Any]], outputs: list[np.ndarray[Any, Any]]) -> None:
         """Compute all outputs. `kv_blocks` is written in place.

@@ -11,7 +11,7 @@ from puna.driver import CPU, Device
 from puna.engine.model import Model
 from puna.engine.native_program import LoadReport, Native, NativeExecutor
 from puna.engine.packed_weights import PackedWeights
-from puna.engine.reference import ReferenceExecutor
+from puna.engine.reference import Observer, ReferenceExecutor
 from puna.engine.registry import WeightSource, bind_weights
 from puna.engine.replicated_model import ReplicatedModel
 from puna.engine.trace import MachineLimits
@@ -110,6 +110,7 @@ class InferenceSession:
         weights_registry: Mapping[str, WeightSource] | None = None,
         *,
         executor: ExecutorName = "native",
+        observer: Observer | None = None,
     ) -> Model | ReplicatedModel:
         """Bind weights to a graph and make it ready to run.
 
@@ -123,6 +124,7 @@ class InferenceSession:
             weights_registry: Its weights by name; arrays stand for plain float weights. Names that the graph declares
                 as unused are tolerated, no others.
             executor: `"native"`, or `"reference"`: the NumPy twins, the oracle of tests. It keeps the stored weights.
+            observer: Of the reference executor: told every product's weight, by name, and what it is multiplied by.
 
         Raises:
             WeightsError: a weight is missing, is left over, has another shape, type or encoding than the graph
@@ -134,7 +136,8 @@ class InferenceSession:
             raise ValueError(f"executor must be one of {', '.join(get_args(ExecutorName))}, got {executor!r}")
         begin = time.perf_counter()
         weights = bind_weights(graph, weights_registry or {})
-        models = self._load_native(graph, weights) if executor == "native" else self._load_reference(graph, weights)
+        is_native = executor == "native"
+        models = self._load_native(graph, weights) if is_native else self._load_reference(graph, weights, observer)
         model = models[0] if len(models) == 1 else ReplicatedModel(models)
         report = model.report
         _log.info(
@@ -176,8 +179,10 @@ class InferenceSession:
             )
         return models
 
-    def _load_reference(self, graph: Graph, weights: Mapping[str, WeightData]) -> list[Model]:
-        executor = ReferenceExecutor(graph, weights, is_exact=self.precision == "float32")
+    def _load_reference(
+        self, graph: Graph, weights: Mapping[str, WeightData], observer: Observer | None
+    ) -> list[Model]:
+        executor = ReferenceExecutor(graph, weights, is_exact=self.precision == "float32", observer=observer)
         report = LoadReport(
             num_weights=len(weights),
             source_bytes=sum(weight.nbytes for weight in weights.values()),

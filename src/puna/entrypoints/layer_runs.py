@@ -12,7 +12,7 @@ from puna.engine import InferenceSession
 from puna.entrypoints.model_header import ModelHeader
 from puna.nn.transformer import ReturnHiddenStates, ReturnLogits, build_decoder_graph
 
-__all__ = ["Agreement", "LayerRun", "LayersAgree", "compare_layers", "compare_logits", "run_layers"]
+__all__ = ["Agreement", "LayerRun", "LayersAgree", "compare_layers", "compare_logits", "run_layers", "text_inputs"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -86,13 +86,13 @@ def run_layers(
     )
     graph = build_decoder_graph(spec, header.state_dict)
     model = InferenceSession(precision=precision, variant=variant).load(graph, header.state_dict, executor=executor)
-    outputs = model.execute(*_inputs(spec, ids))
+    outputs = model.execute(*text_inputs(spec, ids))
     states = outputs[-1].to_numpy().reshape(len(ids), count + 1, -1)
     return LayerRun(states.swapaxes(0, 1).copy(), outputs[1].to_numpy().copy())
 
 
-def _inputs(spec: Any, ids: Sequence[int]) -> list[Any]:
-    """One request's whole text, on pages in order."""
+def text_inputs(spec: Any, ids: Sequence[int]) -> list[Any]:
+    """The inputs of a step that reads one request's whole text, on pages in order."""
     cache, count = spec.kv_params, len(ids)
     pages = -(-count // cache.page_size)
     shape = (pages + 1, 2, cache.num_layers, cache.page_size, cache.n_kv_heads, cache.head_dim)

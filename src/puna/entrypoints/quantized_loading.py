@@ -20,7 +20,7 @@ from puna.graph.weights import DeferredQuantization, WeightData, Weights
 if TYPE_CHECKING:
     from puna.graph.weights import WeightsAdapter
 
-__all__ = ["QuantizingAdapter"]
+__all__ = ["QuantizingAdapter", "gguf_name"]
 
 _LAYER: Final = re.compile(r"layers\.(\d+)\.(.+)")
 # The graph's names to those that recipes are written in, GGUF's.
@@ -71,7 +71,7 @@ class QuantizingAdapter:
             named = {name: tensor.data() for name, tensor in state_dict.items()}
         else:
             named = self._adapter(state_dict, huggingface_config=huggingface_config, **options)
-        outlines = [TensorOutline(_gguf_name(name), data.shape, data.format) for name, data in named.items()]
+        outlines = [TensorOutline(gguf_name(name), data.shape, data.format) for name, data in named.items()]
         config = huggingface_config
         layers, group = config.num_hidden_layers, config.num_attention_heads // config.num_key_value_heads
         is_large = has_small_values(config.gguf_architecture or config.model_type, layers, group)
@@ -85,7 +85,8 @@ class QuantizingAdapter:
         return fallback_sentence(self._choices)
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
+    """What GGUF files of Llama's kind call a weight of the graph; its own name, if they have no such one."""
     match = _LAYER.fullmatch(name)
     if match is None:
         return _TOP_NAMES.get(name, name)

@@ -13,7 +13,7 @@ from puna.entrypoints.console import bytes_text, note, print_json, progress, pro
 from puna.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from puna.conversion import QuantizedTensors
+    from puna.conversion import Importance, QuantizedTensors
 
 
 @click.command()
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 @click.option("--token-embedding-type", metavar="TYPE", help="The embedding's format.  [default: as the recipe says]")
 @click.option("--output-tensor-type", metavar="TYPE", help="The output matrix's format.  [default: as the recipe says]")
 @click.option("--pure", is_flag=True, help="Give every matrix the recipe's own format.")
+@click.option(
+    "--importance",
+    "importance_file",
+    metavar="FILE",
+    help="A text that the model reads first: errors in columns that it uses more count more.",
+)
 @click.option("--allow-requantize", is_flag=True, help="Quantize what is quantized already, at a loss.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads to use.  [default: all that may be used]")
 @click.option("--force", is_flag=True, help="Replace OUT.gguf if it exists.")
@@ -44,6 +50,7 @@ def quantize(
     token_embedding_type: str | None,
     output_tensor_type: str | None,
     pure: bool,
+    importance_file: str | None,
     allow_requantize: bool,
     threads: int | None,
     force: bool,
@@ -77,10 +84,14 @@ def quantize(
         token_embedding_format=embedding,
         output_format=head,
         is_pure=pure,
+        has_importance=importance_file is not None,
         may_requantize=allow_requantize,
     )
-    result = quantized_tensors(checkpoint, options, threads=threads)
+    result = quantized_tensors(checkpoint, options, threads=threads)  # what is refused is so before a text is read
     if not dry_run:
+        if importance_file is not None:
+            importance = _importance(model, importance_file, as_json)
+            result = quantized_tensors(checkpoint, options, importance, threads)
         with progress_bar("tensors", len(result.tensors), wanted=False if as_json else None) as advance:
             write_gguf(
                 out,
@@ -111,6 +122,15 @@ def _require_another_file(out: Path, sources: list[Path]) -> None:
     for source in sources:
         if out.exists() and source.exists() and out.samefile(source):
             raise InvalidRequestError("is the model itself; name another file", param=str(out))
+
+
+def _importance(model: str, file: str, quiet: bool) -> Importance:
+    from puna.entrypoints.commands.options import read_text_file
+    from puna.entrypoints.importance import measure_importance
+
+    text = read_text_file(file)
+    with progress(quiet).status(f"reading {file}"):
+        return measure_importance(model, text)
 
 
 def _tell(

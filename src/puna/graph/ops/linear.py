@@ -115,6 +115,7 @@ class MatMul(Op):
 
     def evaluate(self, inputs: Sequence[Array], context: EvaluationContext) -> tuple[Array, ...]:
         x = inputs[0]
+        context.observe(self.weight, x)
         rounding = context.rounding(self.weight)
         if rounding == "codes":
             x = round_operand(x, two_terms=self.two_terms)

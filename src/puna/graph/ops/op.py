@@ -34,6 +34,9 @@ class EvaluationContext(Protocol):
     def rounding(self, weight: Weight) -> Rounding:
         """What products with this weight round the activations to: nothing, bfloat16, or codes of 8 bits."""
 
+    def observe(self, weight: Weight, x: Float32Array) -> None:
+        """Told what a product multiplies a weight by, before it is rounded."""
+
     def adapter(self, slot: int, layer: int, target: str) -> tuple[Float32Array, Float32Array, float] | None:
         """A, B and scale by which the adapter in a slot updates a product of a layer, or None."""
 
