@@ -23,7 +23,7 @@ _CASTS: Final = frozenset({
 
 
 def stored_encodings(weights: Weights) -> list[SupportedEncoding]:
-    """The encodings of a checkpoint's matrices, the one that most bytes are stored in first.
+    """The encodings of a checkpoint's matrices: those of quantized layers first, then the one that has most bytes.
 
     Vectors (norm weights, biases) do not count: quantized checkpoints keep them in float32. Tensors whose type has no
     encoding's name, such as integers, do not count either.
@@ -35,7 +35,8 @@ def stored_encodings(weights: Weights) -> list[SupportedEncoding]:
         encoding = SupportedEncoding.of_tensor(tensor.stored_as)
         if encoding is not None:
             sizes[encoding] += tensor.nbytes
-    return [encoding for encoding, _ in sizes.most_common()]
+    by_size = [encoding for encoding, _ in sizes.most_common()]
+    return sorted(by_size, key=lambda encoding: not encoding.is_layered or encoding.is_gguf_block)
 
 
 def check_stored(
@@ -53,7 +54,7 @@ def check_stored(
     Raises:
         InvalidRequestError: they do not hold it and cannot be converted to it.
     """
-    if stored and (asked is stored[0] or (asked in stored and (asked.is_gguf_block or asked.is_layered))):
+    if stored and (asked is stored[0] or (asked in stored and (asked.is_gguf_block or stored[0].is_layered))):
         return None
     if stored and (stored[0], asked) in _CASTS and set(stored) <= {stored[0], asked}:
         return stored[0].dtype, asked.dtype
