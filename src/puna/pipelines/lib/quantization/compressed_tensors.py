@@ -125,7 +125,7 @@ def _read_group(
         weights.refuse("dynamic", "false")
     bits, kind = stated.get("num_bits", 8), str(stated.get("type", "int")).lower()
     if kind == "int":
-        if bits not in (4, 8):
+        if type(bits) is not int or bits not in (4, 8):
             weights.refuse("num_bits", "4, 8")
         if weights.strategy not in ("tensor", "channel", "group"):
             weights.refuse("strategy", "tensor, channel, group, with integers")

@@ -98,7 +98,7 @@ class _Section:
 def _read_gptq(section: _Section) -> QuantizationPlan:
     values = section.values
     name = values.get("checkpoint_format") or "gptq"
-    if name not in _CHECKPOINT_FORMATS:
+    if not isinstance(name, str) or name not in _CHECKPOINT_FORMATS:
         section.refuse("checkpoint_format", ", ".join(_CHECKPOINT_FORMATS))
     if values.get("is_marlin_format"):
         section.refuse("is_marlin_format", "false")
