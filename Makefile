@@ -2,6 +2,7 @@
 # make build   the package, installed for development        make test     the fast tests
 # make check   style, types, layers, sanitizers, NEON         make slow     the slow tests
 # make oracles comparison with torch, transformers, llama.cpp make wheel    a wheel, run without a compiler
+# make clients the server with clients of others, and schemathesis; make soak: an hour of mixed traffic
 # make bench   speed of MODEL                              make gate     kernels against a calibration loop
 # make versus  Puna and llama.cpp in turn, same files; versus-vllm: and vLLM
 # make conformance  the table of docs/models.md, from a run of its comparisons
@@ -15,6 +16,7 @@ MAX_TOKENS ?= 200
 
 VENV := .venv
 ORACLES := .venv-oracles
+CLIENTS := .venv-clients
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f -not -path 'csrc/tests/*' 2>/dev/null)
@@ -24,7 +26,7 @@ REPLAY_CASES := tests/kernels/cases
 CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL
 
-.PHONY: run build dev test slow check lint sanitize sanitize-address sanitize-thread neon oracles conformance wheel bench gate versus versus-vllm divergence oracles-ready clean distclean
+.PHONY: run build dev test slow clients soak check lint sanitize sanitize-address sanitize-thread neon oracles conformance wheel bench gate versus versus-vllm divergence oracles-ready clean distclean
 .DELETE_ON_ERROR:
 
 run: build
@@ -91,18 +93,29 @@ $(ORACLES)/.llama_cpp: $(ORACLES)/.created tools/llama_cpp.sh
 	tools/llama_cpp.sh $(ORACLES)
 	@touch $@
 
-# Clients for Node, which the server is tried with.
-$(ORACLES)/.node: $(ORACLES)/.created tools/node/package-lock.json
-	@mkdir -p $(ORACLES)/node && cp tools/node/package.json tools/node/package-lock.json $(ORACLES)/node/
-	@if command -v npm >/dev/null; then cd $(ORACLES)/node && npm ci --silent --no-audit --no-fund; \
-		else echo "oracles: npm is not installed; clients for Node are left out"; fi
-	@touch $@
-
 # The oracles get a wheel that .venv builds: a second development install would share the build directory and spoil it.
-$(ORACLES)/.built: $(ORACLES)/.llama_cpp $(ORACLES)/.node $(NATIVE_SOURCES) $(PYTHON_SOURCES)
+$(ORACLES)/.built: $(ORACLES)/.llama_cpp $(NATIVE_SOURCES) $(PYTHON_SOURCES)
 	rm -rf build/oracles-wheel
 	flock $(VENV)/.lock $(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/oracles-wheel .
 	$(ORACLES)/bin/python -m pip install --quiet --no-deps --force-reinstall build/oracles-wheel/puna-*.whl
+	@touch $@
+
+# Clients of others, for Python and for Node, against the server.
+clients: $(CLIENTS)/.built
+	$(CLIENTS)/bin/python -m pytest $(PYTEST_FLAGS) tests/clients
+
+$(CLIENTS)/.created: $(VENV)/.tools tools/clients.txt tools/node/package-lock.json
+	test -x $(CLIENTS)/bin/python || $(BIN)/python -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet -r tools/clients.txt
+	@mkdir -p $(CLIENTS)/node && cp tools/node/package.json tools/node/package-lock.json $(CLIENTS)/node/
+	@if command -v npm >/dev/null; then cd $(CLIENTS)/node && npm ci --silent --no-audit --no-fund; \
+		else echo "clients: npm is not installed; those for Node are left out"; fi
+	@touch $@
+
+$(CLIENTS)/.built: $(CLIENTS)/.created $(NATIVE_SOURCES) $(PYTHON_SOURCES)
+	rm -rf build/clients-wheel
+	flock $(VENV)/.lock $(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/clients-wheel .
+	$(CLIENTS)/bin/python -m pip install --quiet --no-deps --force-reinstall build/clients-wheel/puna-*.whl
 	@touch $@
 
 # The wheel is tried where no compiler can be found: an environment of its own, and nothing else on the path.
@@ -136,6 +149,9 @@ neon: $(VENV)/.tools
 	$(BIN)/cmake --build build/neon && \
 	qemu-aarch64 -L /usr/aarch64-linux-gnu build/neon/puna_replay $(REPLAY_CASES)
 
+soak: dev
+	PYTHONPATH=tests $(BIN)/python benchmarks/soak.py --seconds 3600
+
 bench: build
 	@$(BIN)/puna pull $(MODEL) >/dev/null
 	@$(BIN)/puna bench $(MODEL)
@@ -154,9 +170,9 @@ divergence: oracles-ready
 	@PYTHONPATH=tests $(ORACLES)/bin/python benchmarks/divergence.py
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.dev $(ORACLES)/.built
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.dev $(ORACLES)/.built $(CLIENTS)/.built
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	find src -name '*.so' -delete
 
 distclean: clean
-	rm -rf $(VENV) $(ORACLES)
+	rm -rf $(VENV) $(ORACLES) $(CLIENTS)
