@@ -190,6 +190,7 @@ def test_the_writer_keeps_types_and_is_atomic(tmp_path: Path) -> None:
         write_gguf(tmp_path / "no" / "x.gguf", metadata, [good])
 
 
+@pytest.mark.slow
 def test_memory_is_about_a_tensor(tmp_path: Path) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "head_dim": 64}
     directory = write_model(tmp_path / "hf", "llama", num_attention_heads=8, num_key_value_heads=8, **sizes)

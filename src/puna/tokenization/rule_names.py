@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from tokenizers import Tokenizer
@@ -58,13 +58,19 @@ def rule_name(pre_tokenizer: Section | None, normalizer: Section | None, *, igno
         normalizer: Likewise; a name stands for both.
         ignore_merges: Preferred among rules that cut alike.
     """
-    kind = _normal_form(normalizer)
+    if pre_tokenizer is None:
+        return None
+    steps = [json.dumps(section, sort_keys=True) for section in (pre_tokenizer, _normal_form(normalizer))]
+    return _rule_name(steps[0], steps[1], ignore_merges)
+
+
+@lru_cache(64)
+def _rule_name(pre_tokenizer: str, normalizer: str, ignore_merges: bool) -> str | None:
+    kind = json.loads(normalizer)
     names = sorted(PRE_TOKENIZERS, key=lambda name: (_PREFERRED.index(name) if name in _PREFERRED else 99, name))
     names = [name for name in names if _normal_form(PRE_TOKENIZERS[name].normalizer) == kind]
     names.sort(key=lambda name: PRE_TOKENIZERS[name].ignore_merges != ignore_merges)
-    if pre_tokenizer is None:
-        return None
-    cut = _cutter(pre_tokenizer)
+    cut = _cutter(json.loads(pre_tokenizer))
     return next((name for name in names if _cuts_alike(cut, _cutter(PRE_TOKENIZERS[name].section))), None)
 
 
