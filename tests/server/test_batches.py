@@ -126,6 +126,7 @@ def test_what_is_refused(served: Served, path: str) -> None:
         assert without.client.get("/v1/files").status_code == 501
 
 
+@pytest.mark.slow
 def test_a_restart_goes_on_with_a_batch(path: str, tmp_path: Path) -> None:
     content = b"".join(line(f"n{i}", prompt=[5 + i], max_tokens=40, seed=i, ignore_eos=True) for i in range(30))
     with serving(path, storage_dir=tmp_path) as served:

@@ -54,6 +54,7 @@ def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, list[
             reader.join(5)
 
 
+@pytest.mark.slow
 def test_sigterm_lets_streams_end(path: str) -> None:
     with process(path, "--log-format", "json") as (running, url, log), httpx2.Client(timeout=60) as client:
         request = client.build_request("POST", f"{url}/v1/completions", json={**LONG, "max_tokens": 600})
@@ -77,6 +78,7 @@ def test_sigterm_lets_streams_end(path: str) -> None:
         assert "Hello" not in "".join(log)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(path: str) -> None:
     with process(path) as (running, url, _log), httpx2.Client(timeout=60) as client:
         response = client.send(client.build_request("POST", f"{url}/v1/completions", json=LONG), stream=True)
@@ -90,6 +92,7 @@ def test_a_second_signal_ends_at_once(path: str) -> None:
         assert running.wait(10) == 1 and time.monotonic() - begin < 5
 
 
+@pytest.mark.slow
 def test_what_does_not_end_in_time_ends_with_an_error(path: str) -> None:
     with process(path, "--drain-timeout", "0.3") as (running, url, _log), httpx2.Client(timeout=60) as client:
         response = client.send(client.build_request("POST", f"{url}/v1/completions", json=LONG), stream=True)
