@@ -7,6 +7,7 @@
 # make versus  Puna and llama.cpp in turn, same files; versus-vllm: and vLLM
 # make conformance  the table of docs/models.md, from a run of its comparisons
 # make divergence  how far from float32 logits are, beside llama.cpp; writes the table of docs/numerics.md
+# make quantization  what each recipe of puna quantize loses, beside llama.cpp's; writes the table of docs/quantize.md
 # make clean   removes what was built (make distclean: the environments too)
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ REPLAY_CASES := tests/kernels/cases
 CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL
 
-.PHONY: run build dev test slow clients soak check lint sanitize sanitize-address sanitize-thread neon oracles conformance wheel bench gate versus versus-vllm divergence oracles-ready clean distclean
+.PHONY: run build dev test slow clients soak check lint sanitize sanitize-address sanitize-thread neon oracles conformance wheel bench gate versus versus-vllm divergence quantization oracles-ready clean distclean
 .DELETE_ON_ERROR:
 
 run: build
@@ -168,6 +169,9 @@ versus-vllm: dev
 
 divergence: oracles-ready
 	@PYTHONPATH=tests $(ORACLES)/bin/python benchmarks/divergence.py
+
+quantization: oracles-ready
+	@PYTHONPATH=tests $(ORACLES)/bin/python benchmarks/quantization.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.dev $(ORACLES)/.built $(CLIENTS)/.built
