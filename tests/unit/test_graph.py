@@ -36,6 +36,9 @@ class Context:
     def rounding(self, weight: Weight) -> Rounding:
         return "codes" if weight.name in self.coded else "none"
 
+    def observe(self, weight: Weight, x: Float32Array) -> None:
+        pass
+
     def scoped(self, prefix: str, layer: int) -> Context:
         inner = Context(coded=tuple(name.removeprefix(prefix) for name in self.coded))
         inner.weights = {name.removeprefix(prefix): value for name, value in self.weights.items()}
