@@ -121,9 +121,10 @@ def test_recipes_choose_what_llama_cpp_chooses(full: Path, tmp_path: Path, recip
     for key in ("general.file_type", "general.quantization_version"):
         assert mine.fields[key].contents() == theirs.fields[key].contents()
     other = {tensor.name: tensor for tensor in theirs.tensors}
+    truths = {tensor.name: tensor.data for tensor in gguf.GGUFReader(full).tensors}
     for tensor in mine.tensors:
         both = [gguf.dequantize(t.data, t.tensor_type).astype(np.float64) for t in (tensor, other[tensor.name])]
-        truth = next(t for t in gguf.GGUFReader(full).tensors if t.name == tensor.name).data
+        truth = truths[tensor.name]
         errors = [((values.reshape(truth.shape) - truth) ** 2).mean() for values in both]
         assert errors[0] <= errors[1] * 1.0001, (tensor.name, chosen[tensor.name])
 
@@ -141,4 +142,4 @@ def test_files_run_in_llama_cpp(tmp_path: Path, recipe: str) -> None:
     model.close()
     mine = all_logits(load_family(path), [prompt])[0]
     # llama.cpp rounds activations to 8 bits, one scale per 256 for K-quants.
-    assert np.abs(mine - theirs).max() <= 0.05 * np.abs(theirs).max()
+    assert np.linalg.norm(mine - theirs) <= 0.06 * np.linalg.norm(theirs)
