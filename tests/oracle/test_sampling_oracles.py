@@ -51,7 +51,8 @@ def kept(scores: torch.Tensor) -> list[int]:
 )
 def test_filters(values: dict[str, Any], theirs: Any, seed: int) -> None:
     logits = logits_of(seed)
-    _tokens, (distribution,) = draw(logits, [row(SamplingParams(temperature=0.7, seed=1, **values))], [True])
+    line = [row(SamplingParams(temperature=0.7, seed=1, **values))]
+    _tokens, (distribution,) = draw(logits, logits.max(axis=1), line, [True])
     assert distribution is not None
     warm = hf.TemperatureLogitsWarper(0.7)(None, torch.from_numpy(logits).double())
     expected = kept(theirs(None, warm))
@@ -66,7 +67,7 @@ def test_filters(values: dict[str, Any], theirs: Any, seed: int) -> None:
 def test_filters_in_a_row() -> None:
     params = SamplingParams(temperature=0.8, top_k=60, min_p=0.01, top_p=0.95, seed=1)
     logits = logits_of(9)
-    _tokens, (distribution,) = draw(logits, [row(params)], [True])
+    _tokens, (distribution,) = draw(logits, logits.max(axis=1), [row(params)], [True])
     scores = torch.from_numpy(logits).double()
     for theirs in (
         hf.TemperatureLogitsWarper(0.8),
