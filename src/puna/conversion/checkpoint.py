@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,11 +18,12 @@ from puna.conversion.tensors import TensorSource, huggingface_sources, outline_o
 from puna.conversion.tokenizer import tokenizer_metadata
 from puna.engine.registry import bind_weights
 from puna.errors import UnsupportedModelError
-from puna.graph.weights import GGUFWeights, WeightData, WeightsFormat
+from puna.graph.weights import GGUFWeights, WeightData, Weights, WeightsFormat
 from puna.models import ModelFiles, find_model
 from puna.nn.transformer import DecoderSpec, ReturnLogits, build_decoder_graph
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.architectures.llama3 import Llama3Config
+from puna.pipelines.architectures.llama3.adapter_products import adapter_products
 from puna.pipelines.architectures.llama3.weight_adapters import GGUFAdapter
 from puna.pipelines.lib import (
     PIPELINE_REGISTRY,
@@ -34,11 +35,13 @@ from puna.pipelines.lib import (
 )
 from puna.pipelines.lib.generation_config import GGUF_SAMPLING, generation_defaults
 from puna.pipelines.lib.huggingface_config import HuggingFaceConfig
+from puna.pipelines.lora import ModelProducts
 from puna.tokenization import load_tokenizer
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "StoredDirectory", "open_checkpoint", "open_directory"]
 
-_DROPPED: Final = ("split.", "general.file_type", "general.alignment", "general.quantization_version")
+_STORAGE: Final = ("general.file_type", "general.quantization_version")
+_DROPPED: Final = ("split.", "general.alignment", *_STORAGE)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Checkpoint:
         architecture: `general.architecture`.
         metadata: All keys, but for those that follow from how tensors are stored (`general.file_type`).
         tensors: The tensors, in the order of the file.
+        products: What adapters may update; rows of GGUF layout are as in the file.
+        stored_as: `general.file_type` and `general.quantization_version`, where it is a GGUF file that states them.
         notes: Sentences about what the file cannot say.
     """
 
@@ -57,7 +62,24 @@ class Checkpoint:
     architecture: str
     metadata: dict[str, MetadataValue]
     tensors: tuple[TensorSource, ...]
+    products: ModelProducts
+    stored_as: dict[str, MetadataValue] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StoredDirectory:
+    """A directory in Hugging Face layout as it is.
+
+    Attributes:
+        files: Where it is.
+        weights: Its tensors.
+        products: What adapters may update.
+    """
+
+    files: ModelFiles
+    weights: Weights
+    products: ModelProducts
 
 
 def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
@@ -79,23 +101,36 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
     return _of_directory(files, config)
 
 
+def open_directory(files: ModelFiles) -> StoredDirectory:
+    """Opens a directory in Hugging Face layout with float weights; tensors are not read.
+
+    Raises:
+        UnsupportedModelError: It is of a kind that is not run, or its weights are quantized.
+        WeightsError: Its files are damaged.
+    """
+    register_all_models()
+    config = MAXModelConfig(model_path=str(files.path))
+    architecture = _float_architecture(config)
+    products = adapter_products(_numbers(architecture, config), config, architecture)
+    return StoredDirectory(files, config.weights, products)
+
+
 def _of_gguf(files: ModelFiles, config: MAXModelConfig, weights: GGUFWeights) -> Checkpoint:
-    PIPELINE_REGISTRY.find(config.huggingface_config)
+    architecture = PIPELINE_REGISTRY.find(config.huggingface_config)
+    products = adapter_products(_numbers(architecture, config), config, architecture)
     metadata: dict[str, MetadataValue] = {
         key: value if isinstance(value, (bool, int, float, str, np.ndarray)) else list(value)
         for key, value in weights.metadata.items()
         if not key.startswith(_DROPPED)
     }
-    return Checkpoint(files, str(metadata["general.architecture"]), metadata, sources_of_gguf(weights))
+    stored_as = {key: weights.metadata[key] for key in _STORAGE if key in weights.metadata}
+    name = str(metadata["general.architecture"])
+    return Checkpoint(files, name, metadata, sources_of_gguf(weights), products, stored_as)
 
 
 def _of_directory(files: ModelFiles, config: MAXModelConfig) -> Checkpoint:
-    architecture = PIPELINE_REGISTRY.find(config.huggingface_config)
+    architecture = _float_architecture(config)
     source: HuggingFaceConfig = config.huggingface_config
-    section = getattr(source, "quantization_config", None)
-    if section:
-        supported = "float weights: convert the original"
-        raise UnsupportedModelError("quantization_config", section, file=source.source, supported=supported)
     written = architecture.written_gguf_architecture or next(iter(architecture.gguf_architectures), None)
     if written is None:
         known = sorted(name for name, entry in PIPELINE_REGISTRY.architectures.items() if entry.gguf_architectures)
@@ -104,13 +139,21 @@ def _of_directory(files: ModelFiles, config: MAXModelConfig) -> Checkpoint:
         )
     target = next(entry for entry in PIPELINE_REGISTRY.architectures.values() if written in entry.gguf_architectures)
     numbers = _numbers(architecture, config)
+    products = adapter_products(numbers, config, architecture)
+    pairs = target.rope_type == "normal" and not numbers.interleaved_rope_weights
     sources, outline = huggingface_sources(
         config.weights,
         architecture.weight_adapters[WeightsFormat.safetensors],
         cast(GGUFAdapter, target.weight_adapters[WeightsFormat.gguf]),
         source,
         numbers,
-        pairs=target.rope_type == "normal" and not numbers.interleaved_rope_weights,
+        pairs=pairs,
+    )
+    products = replace(
+        products,
+        weight_adapters={**products.weight_adapters, WeightsFormat.gguf: target.weight_adapters[WeightsFormat.gguf]},
+        interleaved_in={**products.interleaved_in, WeightsFormat.gguf: pairs or numbers.interleaved_rope_weights},
+        gguf_architectures=(*products.gguf_architectures, *({written} - {*products.gguf_architectures})),
     )
     sources = (*_rope_sources(numbers), *sources)
     name = str(getattr(source, "_name_or_path", "") or "").rstrip("/").rpartition("/")[2] or files.path.name
@@ -124,7 +167,17 @@ def _of_directory(files: ModelFiles, config: MAXModelConfig) -> Checkpoint:
     expected = _decoder(architecture, numbers, source, outline)
     _check(expected, numbers.max_seq_len, config.resolved_encoding, files, metadata, sources)
     keys, notes = tokenizer_metadata(files.path, load_tokenizer(files.path), int(source.vocab_size), name)
-    return Checkpoint(files, written, {**metadata, **keys}, sources, tuple(notes))
+    metadata.update(keys)
+    return Checkpoint(files, written, metadata, sources, products, notes=tuple(notes))
+
+
+def _float_architecture(config: MAXModelConfig) -> SupportedArchitecture:
+    architecture = PIPELINE_REGISTRY.find(config.huggingface_config)
+    section = getattr(config.huggingface_config, "quantization_config", None)
+    if section:
+        file, supported = config.huggingface_config.source, "float weights: name the original"
+        raise UnsupportedModelError("quantization_config", section, file=file, supported=supported)
+    return architecture
 
 
 def _numbers(architecture: SupportedArchitecture, config: MAXModelConfig) -> Llama3Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -14,7 +15,7 @@ from puna.dtype import DType
 from puna.errors import InvalidRequestError, WeightsError
 from puna.graph.weights import WeightData
 
-__all__ = ["FLOAT_FORMATS", "file_type", "float_tensors"]
+__all__ = ["FLOAT_FORMATS", "file_type", "float_tensors", "most_stored"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -26,6 +27,15 @@ _PIECE_ELEMENTS: Final = 1 << 22
 def file_type(encoding: str) -> int:
     """`general.file_type` of a file whose matrices are `F32`, `F16` or `BF16`."""
     return _FILE_TYPES[encoding]
+
+
+def most_stored(sources: Sequence[TensorSource]) -> str:
+    """The float format that most elements of matrices have: `F32`, `F16` or `BF16`."""
+    counts: Counter[str] = Counter()
+    for source in sources:
+        if len(source.shape) > 1 and source.format in FLOAT_FORMATS:
+            counts[source.format] += source.shape[0] * source.shape[1]
+    return counts.most_common(1)[0][0] if counts else "F32"
 
 
 def float_tensors(sources: Sequence[TensorSource], encoding: str) -> list[EncodedTensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -24,7 +24,7 @@ from puna.graph.quantization import (
 )
 from puna.graph.weights import WeightData, quantized_pieces
 
-__all__ = ["Importance", "QuantizedTensors", "options_for", "quantized_tensors"]
+__all__ = ["Importance", "QuantizedTensors", "encoded_tensors", "options_for", "quantized_tensors"]
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Mean squares of what matrices are multiplied with, float32 `[columns]`, by the matrix's name in GGUF files."""
@@ -81,21 +81,40 @@ def quantized_tensors(
     """
     outlines = [TensorOutline(source.name, source.shape, source.format) for source in checkpoint.tensors]
     choices = choose_formats(outlines, options)
-    known = importance or {}
-    tensors = []
-    for source, choice in zip(checkpoint.tensors, choices, strict=True):
-        blocks: Callable[[], Iterator[np.ndarray[Any, Any]]]
-        if choice.format == source.format:
-            blocks = partial(_stored, source)
-        else:
-            blocks = partial(_quantized, source, choice.format, known.get(source.name), threads)
-        tensors.append(EncodedTensor(source.name, source.shape, choice.format, blocks))
+    formats = [choice.format for choice in choices]
+    tensors = encoded_tensors(checkpoint.tensors, formats, importance, threads)
     metadata = {
         **checkpoint.metadata,
         "general.file_type": options.recipe.file_type,
         "general.quantization_version": _QUANTIZATION_VERSION,
     }
     return QuantizedTensors(metadata, tensors, choices)
+
+
+def encoded_tensors(
+    sources: Sequence[TensorSource],
+    formats: Sequence[str],
+    importance: Importance | None = None,
+    threads: int | None = None,
+) -> list[EncodedTensor]:
+    """Tensors in these formats. Nothing is read before a tensor's turn comes.
+
+    Args:
+        sources: The tensors.
+        formats: GGML types by name, one for each: its own, or one that has a quantizer; for vectors `F32`.
+        importance: As for `quantized_tensors`.
+        threads: As for `quantized_tensors`.
+    """
+    known = importance or {}
+    tensors = []
+    for source, format in zip(sources, formats, strict=True):
+        blocks: Callable[[], Iterator[np.ndarray[Any, Any]]]
+        if format == source.format:
+            blocks = partial(_stored, source)
+        else:
+            blocks = partial(_quantized, source, format, known.get(source.name), threads)
+        tensors.append(EncodedTensor(source.name, source.shape, format, blocks))
+    return tensors
 
 
 def _stored(source: TensorSource) -> Iterator[np.ndarray[Any, Any]]:

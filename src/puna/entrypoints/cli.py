@@ -34,6 +34,7 @@ _COMMANDS: Final = {
     "verify": ("puna.entrypoints.commands.verify", "verify", "Check that a model computes here what it should."),
     "convert": ("puna.entrypoints.commands.convert", "convert", "Write a checkpoint as a GGUF file."),
     "quantize": ("puna.entrypoints.commands.quantize", "quantize", "Write a model as a quantized GGUF file."),
+    "merge": ("puna.entrypoints.commands.merge", "merge", "Write a model with an adapter in its weights."),
     "tokenize": ("puna.entrypoints.commands.tokenize", "tokenize", "Turn text into token ids."),
     "schema-check": (
         "puna.entrypoints.commands.schema_check",

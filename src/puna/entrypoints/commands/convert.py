@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from puna.entrypoints.console import bytes_text, note, print_json, progress, progress_bar, warn
-
-if TYPE_CHECKING:
-    from puna.conversion import Checkpoint
 
 _FORMATS = ("F32", "F16", "BF16")
 
@@ -36,7 +31,7 @@ def convert(model: str, out: Path, encoding: str, force: bool, as_json: bool) ->
     written; what GGUF cannot say is refused by name, or told as a warning where it touches only special tokens. For
     quantized files see puna quantize.
     """
-    from puna.conversion import file_type, float_tensors, open_checkpoint, write_gguf
+    from puna.conversion import file_type, float_tensors, most_stored, open_checkpoint, write_gguf
     from puna.errors import InvalidRequestError
 
     if out.suffix != ".gguf":
@@ -45,7 +40,7 @@ def convert(model: str, out: Path, encoding: str, force: bool, as_json: bool) ->
         raise InvalidRequestError("exists; --force replaces it", param=str(out))
     with progress(quiet=as_json).status(f"reading {model}"):
         checkpoint = open_checkpoint(model)
-    chosen = _most_stored(checkpoint) if encoding == "auto" else encoding.upper()
+    chosen = most_stored(checkpoint.tensors) if encoding == "auto" else encoding.upper()
     tensors = float_tensors(checkpoint.tensors, chosen)
     with progress_bar("tensors", len(tensors), wanted=False if as_json else None) as advance:
         write_gguf(
@@ -69,12 +64,3 @@ def convert(model: str, out: Path, encoding: str, force: bool, as_json: bool) ->
         print_json(report)
     else:
         note(f"{out}: {checkpoint.architecture}, {len(tensors)} tensors, {chosen}, {bytes_text(out.stat().st_size)}")
-
-
-def _most_stored(checkpoint: Checkpoint) -> str:
-    """The float format that most elements of matrices have."""
-    counts: Counter[str] = Counter()
-    for tensor in checkpoint.tensors:
-        if len(tensor.shape) > 1 and tensor.format in _FORMATS:
-            counts[tensor.format] += tensor.shape[0] * tensor.shape[1]
-    return counts.most_common(1)[0][0] if counts else "F32"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -316,3 +316,16 @@ def read_text_file(path: str) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidRequestError(f"{path!r} cannot be read: {reason}", param="FILE") from error
+
+
+def require_output(out: Path, sources: Iterable[Path], *, may_replace: bool) -> None:
+    """A file that is written is none of those that are read, and new where it may replace none.
+
+    Raises:
+        InvalidRequestError: it is one of them, or it exists.
+    """
+    for source in sources:
+        if out.exists() and source.exists() and out.samefile(source):
+            raise InvalidRequestError("is the model itself; name another file", param=str(out))
+    if out.exists() and not may_replace:
+        raise InvalidRequestError("exists; --force replaces it", param=str(out))

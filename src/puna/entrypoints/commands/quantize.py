@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from puna.entrypoints.commands.options import read_text_file, require_output
 from puna.entrypoints.console import bytes_text, note, print_json, progress, progress_bar, warn
 from puna.errors import InvalidRequestError
 
@@ -74,9 +75,7 @@ def quantize(
         raise InvalidRequestError("a name that ends in .gguf is expected", param=str(out))
     with progress(quiet=as_json).status(f"reading {model}"):
         checkpoint = open_checkpoint(model)
-    _require_another_file(out, checkpoint.files.weight_paths)
-    if out.exists() and not force and not dry_run:
-        raise InvalidRequestError("exists; --force replaces it", param=str(out))
+    require_output(out, checkpoint.files.weight_paths, may_replace=force or dry_run)
     options = options_for(
         checkpoint,
         chosen,
@@ -117,15 +116,7 @@ def _override(text: str) -> tuple[re.Pattern[str], str]:
     return compiled, target_format(name, "--tensor-type")
 
 
-def _require_another_file(out: Path, sources: list[Path]) -> None:
-    """A file that is read cannot be the one that is written."""
-    for source in sources:
-        if out.exists() and source.exists() and out.samefile(source):
-            raise InvalidRequestError("is the model itself; name another file", param=str(out))
-
-
 def _importance(model: str, file: str, quiet: bool) -> Importance:
-    from puna.entrypoints.commands.options import read_text_file
     from puna.entrypoints.importance import measure_importance
 
     text = read_text_file(file)

@@ -3,6 +3,7 @@
 from puna.graph.quantization.encoding import BlockParameters, QuantizationEncoding
 from puna.graph.quantization.recipes import (
     RECIPES,
+    TARGETS,
     QuantizationOptions,
     Recipe,
     TensorChoice,
@@ -16,6 +17,7 @@ from puna.graph.quantization.recipes import (
 
 __all__ = [
     "RECIPES",
+    "TARGETS",
     "BlockParameters",
     "QuantizationEncoding",
     "QuantizationOptions",

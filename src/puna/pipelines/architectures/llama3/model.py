@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -13,11 +12,12 @@ from puna.driver import Buffer, Device
 from puna.dtype import DType
 from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import DeviceRef, Graph
-from puna.graph.weights import DeferredQuantization, WeightData, Weights, WeightsAdapter, WeightsFormat
+from puna.graph.weights import DeferredQuantization, WeightData, Weights, WeightsAdapter
 from puna.graph.weights.quantized import QuantizedWeight
 from puna.nn.kv_cache import KVCacheInputs, KVCacheParams
 from puna.nn.rotary_embedding import RotaryEmbedding
 from puna.nn.transformer import ReturnHiddenStates, ReturnLogits, build_decoder_graph
+from puna.pipelines.architectures.llama3.adapter_products import adapter_products
 from puna.pipelines.architectures.llama3.batch import initial_inputs, next_inputs, with_request_lengths
 from puna.pipelines.architectures.llama3.inputs import Llama3Inputs, lora_call_order
 from puna.pipelines.architectures.llama3.model_config import Llama3Config
@@ -31,7 +31,7 @@ from puna.pipelines.lib import (
     PipelineConfig,
     PipelineModelWithKVCache,
 )
-from puna.pipelines.lora import LoRAAdapter, LoRAManager, ModelProducts
+from puna.pipelines.lora import LoRAAdapter, LoRAManager
 
 if TYPE_CHECKING:
     from puna.engine import InferenceSession, Model, ReplicatedModel
@@ -157,7 +157,11 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
             replace(spec, **changes), state_dict
         )
         lora = self.pipeline_config.lora
-        self._lora_manager = None if lora is None else LoRAManager(lora, self._adapter_products())
+        self._lora_manager = None
+        if lora is not None:
+            architecture = PIPELINE_REGISTRY.retrieve(self.pipeline_config)
+            products = adapter_products(self.config, self.pipeline_config.model, architecture)
+            self._lora_manager = LoRAManager(lora, products)
         num_rows = max_batch_size * self.pipeline_config.model.data_parallel_degree  # a batch is a replica's
         self._row_offsets = Buffer.from_numpy(np.arange(num_rows + 1, dtype=np.uint32))
         return model
@@ -312,32 +316,6 @@ class LlamaModelBase(LogProbabilitiesMixin, PipelineModelWithKVCache[TextContext
             slots = None if manager is None else manager.slots
             self._further_models[key] = self.model.derive(graph, slots)
         return self._further_models[key]
-
-    def _adapter_products(self) -> ModelProducts:
-        """What adapters may update."""
-        config, model = self.config, self.pipeline_config.model
-        architecture = PIPELINE_REGISTRY.retrieve(self.pipeline_config)
-
-        def is_interleaved(kind: WeightsFormat) -> bool:
-            if kind is model.weights_format:
-                return config.interleaved_rope_weights
-            other: Any = SimpleNamespace(is_gguf=kind is WeightsFormat.gguf, rope_type=None)
-            return self.config_class.is_interleaved(other)
-
-        return ModelProducts(
-            num_layers=config.num_hidden_layers,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            is_interleaved=config.interleaved_rope_weights,
-            interleaved_in={kind: is_interleaved(kind) for kind in WeightsFormat},
-            weight_adapters=architecture.weight_adapters,
-            huggingface_config=self.huggingface_config,
-            gguf_architectures=tuple(architecture.gguf_architectures),
-        )
 
     def _refuse_unsupported(self, inputs: Llama3Inputs) -> None:
         if inputs.stated_lora_fields:
