@@ -168,13 +168,17 @@ class Batches:
                 await self._answer(record, tenant, source, results)
             await self._collect(record, "completed")
         except (PunaError, OSError) as error:
-            problem = {"code": "invalid_file", "message": str(error), "param": None, "line": None}
-            errors = {"object": "list", "data": [problem]}
-            record |= {"status": "failed", "failed_at": int(time.time()), "errors": errors}
-            with contextlib.suppress(OSError):
-                self._write(record)
-        except Exception:
+            self._fail(record, "invalid_file", str(error))
+        except Exception:  # a fault of the server's own: nobody awaits this task, and the batch must not seem to go on
             _log.exception("a batch failed", extra={"batch": record["id"]})
+            self._fail(record, "internal_error", "a fault of the server's own; its log says where")
+
+    def _fail(self, record: dict[str, Any], code: str, message: str) -> None:
+        problem = {"code": code, "message": message, "param": None, "line": None}
+        errors = {"object": "list", "data": [problem]}
+        record |= {"status": "failed", "failed_at": int(time.time()), "errors": errors}
+        with contextlib.suppress(OSError):
+            self._write(record)
 
     def _results(self, record: dict[str, Any]) -> Path:
         return self._directory / f"{record['id']}.results"

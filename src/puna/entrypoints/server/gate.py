@@ -73,7 +73,7 @@ class Gate:
                     state["status"] = 499
                 if not has_begun:
                     await problem(error, path=scope["path"])(scope, receive, send_on)
-            except Exception:
+            except Exception:  # the outermost of a request: a body instead of a cut connection
                 _log.exception("a fault of the server's own", extra={"request_id": request_id})
                 if has_begun:
                     raise

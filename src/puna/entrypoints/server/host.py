@@ -97,7 +97,7 @@ class ModelHost:
             self._llm = await self._loaded_in_thread()
             if self._llm.has_tokenizer:
                 await asyncio.to_thread(self._llm.tokenizer.prepare)
-        except Exception as error:
+        except Exception as error:  # whatever stops a load ends the process, with its reason
             self._fail(error)
             return
         if self.state == "loading":
@@ -124,7 +124,7 @@ class ModelHost:
             llm, error = None, None
             try:
                 llm = self._load()
-            except Exception as problem:
+            except Exception as problem:  # handed to the waiting loop
                 error = problem
             with contextlib.suppress(RuntimeError):  # the loop was closed
                 loop.call_soon_threadsafe(settle, llm, error)

@@ -57,7 +57,7 @@ class PunaProtocol(H11Protocol):
     header_timeout_s: float = 30.0
     _header_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's stub is wider
         super().connection_made(transport)
         self._await_headers()
 
@@ -70,7 +70,7 @@ class PunaProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not None and self.cycle is not before:
             self._stop_timer()
-            self.cycle.scope["abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+            self.cycle.scope["abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # ours
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -101,7 +101,7 @@ class ModelProducts:
         name = f"{module}.weight"
         probe = WeightData.from_numpy(np.arange(num_rows, dtype=np.float32)[:, None], name)
         config = _Untied(self.huggingface_config)
-        placed = adapt({name: _Stored(probe)}, huggingface_config=config)  # type: ignore[dict-item]
+        placed = adapt({name: _Stored(probe)}, huggingface_config=config)  # type: ignore[dict-item]  # all that adapters read
         parts: list[Part] = []
         for full, data in placed.items():
             rows = data.data.reshape(-1).astype(np.int64)
