@@ -12,7 +12,7 @@ from puna.dtype import DType
 from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import DeviceRef
 from puna.graph.quantization import QuantizationEncoding
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures.llama3 import Llama3Config
 from puna.pipelines.lib import ArchConfigWithKVCache, KVCacheConfig, LoRAConfig, SpeculativeConfig
 from support.llama_config import hf_config, llama_config, model_config, pipeline_config, weight

@@ -8,6 +8,7 @@ import ml_dtypes
 import pytest
 
 from puna.dtype import DType
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits
 from puna.nn.quant_config import (
     InputScaleSpec,
     QuantConfig,
@@ -20,7 +21,6 @@ from puna.nn.rotary_embedding import (
     LinearRopeScalingParams,
     LongRoPEScalingParams,
 )
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures.llama3 import Llama3Config
 from support.llama_config import hf_config, llama_config, weight
 

@@ -13,8 +13,8 @@ from puna.dtype import DType
 from puna.errors import InvalidRequestError, ShapeError, UnsupportedModelError, WeightsError
 from puna.graph import DeviceRef
 from puna.graph.weights import load_weights
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits
 from puna.nn.kv_cache import increment_cache_lengths
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures.llama3 import Llama3Config, Llama3Inputs, Llama3Model, LlamaModelBase
 from puna.pipelines.lib import LogProbabilitiesMixin, ModelInputs, PipelineModelWithKVCache
 from support.llama_config import KNOBS, hf_config, llama_config, model_config, pipeline_config, random_weights

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from puna._native import supported_variants
 from puna.driver import Buffer
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits
 from puna.nn.kv_cache import increment_cache_lengths
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures.llama3 import Llama3Model
 from support.llama_config import KNOBS, hf_config
 from support.llama_model import Cache, contexts, greedy, make_model, step

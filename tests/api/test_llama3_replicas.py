@@ -12,8 +12,8 @@ import pytest
 from puna.driver import Buffer
 from puna.engine import ReplicatedModel
 from puna.errors import UnsupportedModelError
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits
 from puna.nn.kv_cache import KVCacheInputs, increment_cache_lengths
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures.llama3 import Llama3Model
 from support.llama_model import Cache, contexts, greedy, make_model
 

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures import llama3
 from puna.pipelines.context import TextContext
 from puna.pipelines.lib import (

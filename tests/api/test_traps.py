@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from puna.driver import Buffer
 from puna.dtype import DType
 from puna.graph.weights import WeightData
+from puna.nn.decoder_spec import ReturnLogits
 from puna.nn.kv_cache import increment_cache_lengths
-from puna.nn.transformer import ReturnLogits
 from puna.pipelines.architectures.llama3 import Llama3Config, Llama3Model
 from puna.pipelines.lib import MAXModelConfig
 from support.llama_config import hf_config, llama_config, random_weights

@@ -18,7 +18,8 @@ from puna.engine.registry import bind_weights
 from puna.errors import UnsupportedModelError
 from puna.graph.ops.lora import LAYER_TARGETS
 from puna.graph.weights.weight_data import WeightData
-from puna.nn.transformer import DecoderSpec, build_decoder_graph
+from puna.nn.decoder_spec import DecoderSpec
+from puna.nn.transformer import build_decoder_graph
 from puna.pipelines.lora.routing import AdapterRouting
 from support.random_blocks import quantized, random_weight
 from support.tiny_decoder import KNOBS, TinyCache, random_tokens, tiny_spec, tiny_weights

@@ -14,7 +14,8 @@ from puna.engine.memory_plan import live_ranges, plan_memory
 from puna.engine.native_program import NativeExecutor
 from puna.engine.reference import ReferenceExecutor
 from puna.engine.registry import bind_weights
-from puna.nn.transformer import DecoderSpec, ReturnHiddenStates, ReturnLogits, build_decoder_graph
+from puna.nn.decoder_spec import DecoderSpec, ReturnHiddenStates, ReturnLogits
+from puna.nn.transformer import build_decoder_graph
 from support.fake_native import FakeNative
 from support.tiny_decoder import KNOBS, TinyCache, random_tokens, tiny_spec, tiny_weights
 

@@ -22,8 +22,9 @@ from puna.errors import WeightsError
 from puna.graph import BATCH_SIZE, TOTAL_SEQ_LEN, Graph, TensorType, Weight, ops
 from puna.graph.weights import load_weights
 from puna.graph.weights.weight_data import WeightData
+from puna.nn.decoder_spec import DecoderSpec, ReturnHiddenStates, ReturnLogits
 from puna.nn.rotary_embedding import RotaryEmbedding
-from puna.nn.transformer import DecoderSpec, ReturnHiddenStates, ReturnLogits, build_decoder_graph
+from puna.nn.transformer import build_decoder_graph
 from support.random_blocks import quantized, random_weight
 from support.tiny_decoder import KNOBS, TinyCache, random_tokens, tiny_spec, tiny_weights
 

@@ -17,8 +17,9 @@ from puna.engine.native_program import LoadReport, NativeExecutor
 from puna.errors import DTypeError, InvalidRequestError, ShapeError, UnsupportedModelError, WeightsError
 from puna.graph import BATCH_SIZE, TOTAL_SEQ_LEN, DeviceRef, Graph, TensorType, Weight, ops
 from puna.graph.weights.weight_data import WeightData
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits, default_hidden_state_layers
 from puna.nn.kv_cache import KVCacheParams
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits, build_decoder_graph, default_hidden_state_layers
+from puna.nn.transformer import build_decoder_graph
 from support.fake_native import FakeNative
 from support.tiny_decoder import TinyCache, random_tokens, tiny_spec, tiny_weights
 

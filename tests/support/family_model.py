@@ -13,7 +13,7 @@ from puna.driver import CPU
 from puna.engine import InferenceSession
 from puna.engine import Model as EngineModel
 from puna.graph import Graph
-from puna.nn.transformer import ReturnLogits
+from puna.nn.decoder_spec import ReturnLogits
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.architectures.llama3 import LlamaModelBase
 from puna.pipelines.lib import KVCacheConfig, MAXModelConfig, PipelineConfig, PipelineRuntimeConfig

@@ -15,8 +15,8 @@ from puna.engine import InferenceSession
 from puna.engine import Model as EngineModel
 from puna.graph import Graph
 from puna.graph.weights import WeightData, load_weights
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits
 from puna.nn.kv_cache import KVCacheInputs, KVCacheInputsPerDevice, KVCacheParams
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures.llama3 import Llama3Config, Llama3Inputs, Llama3Model
 from puna.pipelines.context import TextContext, TokenBuffer
 from puna.pipelines.lib import KVCacheConfig, ModelOutputs

@@ -10,9 +10,9 @@ import numpy as np
 from puna.dtype import DType
 from puna.graph import DeviceRef
 from puna.graph.weights.weight_data import WeightData
+from puna.nn.decoder_spec import DecoderSpec, NormPlace, ReturnHiddenStates, ReturnLogits
 from puna.nn.kv_cache import KVCacheParams, KVCacheQuantizationConfig
 from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, RotaryEmbedding
-from puna.nn.transformer import DecoderSpec, NormPlace, ReturnHiddenStates, ReturnLogits
 
 Array = np.ndarray[Any, Any]
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from puna.nn.decoder_spec import DecoderSpec
 from puna.nn.rotary_embedding import RotaryEmbedding
-from puna.nn.transformer import DecoderSpec
 
 __all__ = ["Difference", "differences"]
 

@@ -20,7 +20,8 @@ from puna.engine.registry import bind_weights
 from puna.errors import UnsupportedModelError
 from puna.graph.weights import GGUFWeights, WeightData, Weights, WeightsFormat
 from puna.models import ModelFiles, find_model
-from puna.nn.transformer import DecoderSpec, ReturnLogits, build_decoder_graph
+from puna.nn.decoder_spec import DecoderSpec, ReturnLogits
+from puna.nn.transformer import build_decoder_graph
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.architectures.llama3 import Llama3Config
 from puna.pipelines.architectures.llama3.adapter_products import adapter_products

@@ -12,7 +12,8 @@ from puna.entrypoints.layer_runs import text_inputs
 from puna.entrypoints.model_header import open_header, tokenizer_of
 from puna.entrypoints.quantized_loading import gguf_name
 from puna.errors import InvalidRequestError, WeightsError
-from puna.nn.transformer import ReturnLogits, build_decoder_graph
+from puna.nn.decoder_spec import ReturnLogits
+from puna.nn.transformer import build_decoder_graph
 
 __all__ = ["measure_importance"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from puna.nn.decoder_spec import PRE_NORM, DecoderSpec
 from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, YarnRopeScalingParams
-from puna.nn.transformer import PRE_NORM, DecoderSpec
 
 __all__ = ["FAMILY_SWITCHES", "cost_of"]
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from puna.engine import InferenceSession
 from puna.entrypoints.model_header import ModelHeader
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits, build_decoder_graph
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits
+from puna.nn.transformer import build_decoder_graph
 
 __all__ = ["Agreement", "LayerRun", "LayersAgree", "compare_layers", "compare_logits", "run_layers", "text_inputs"]
 

@@ -18,7 +18,8 @@ from puna.entrypoints.knob_costs import FAMILY_SWITCHES, cost_of
 from puna.graph.weights import GGUFWeights, WeightData, Weights
 from puna.graph.weights.weight_data import stored_bytes
 from puna.models import ModelFiles, find_model
-from puna.nn.transformer import ReturnLogits, build_decoder_graph
+from puna.nn.decoder_spec import ReturnLogits
+from puna.nn.transformer import build_decoder_graph
 from puna.pipelines.architectures import register_all_models
 from puna.pipelines.kv_cache import MachineMemory
 from puna.pipelines.lib import PIPELINE_REGISTRY, KVCacheConfig, MAXModelConfig, PipelineConfig, SupportedArchitecture

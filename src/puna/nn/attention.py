@@ -13,7 +13,7 @@ from puna.nn.lora import update
 from puna.nn.norm import HeadNorm
 
 if TYPE_CHECKING:
-    from puna.nn.transformer import DecoderSpec
+    from puna.nn.decoder_spec import DecoderSpec
 
 __all__ = ["Attention", "AttentionInputs"]
 

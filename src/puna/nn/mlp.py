@@ -12,7 +12,7 @@ from puna.nn.linear import Linear
 from puna.nn.lora import update
 
 if TYPE_CHECKING:
-    from puna.nn.transformer import DecoderSpec
+    from puna.nn.decoder_spec import DecoderSpec
 
 __all__ = ["MLP"]
 

@@ -9,7 +9,7 @@ from puna.graph import Value, Weight, ops
 from puna.nn.declarations import WeightDeclarations
 
 if TYPE_CHECKING:
-    from puna.nn.transformer import DecoderSpec
+    from puna.nn.decoder_spec import DecoderSpec
 
 __all__ = ["HeadNorm", "LayerNorm", "Norm", "RMSNorm", "declare_norm"]
 

@@ -13,7 +13,7 @@ from puna.nn.mlp import MLP
 from puna.nn.norm import Norm, declare_norm
 
 if TYPE_CHECKING:
-    from puna.nn.transformer import DecoderSpec
+    from puna.nn.decoder_spec import DecoderSpec
 
 __all__ = ["TransformerBlock"]
 

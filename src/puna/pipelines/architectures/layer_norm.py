@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from puna.nn.transformer import DecoderSpec
+from puna.nn.decoder_spec import DecoderSpec
 from puna.pipelines.architectures.llama3 import Llama3Config
 from puna.pipelines.lib import MAXModelConfig, PipelineConfig
 from puna.pipelines.lib.config_values import read_number

@@ -14,8 +14,8 @@ from puna.driver import Buffer, Device
 from puna.dtype import DType
 from puna.errors import UnsupportedModelError
 from puna.graph import DeviceRef
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits
 from puna.nn.kv_cache import KVCacheInputs, KVCacheParams
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits
 
 if TYPE_CHECKING:
     from puna.engine import InferenceSession

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from puna.errors import InvalidRequestError
-from puna.nn.transformer import ReturnLogits
+from puna.nn.decoder_spec import ReturnLogits
 from puna.pipelines.lib.kv_cache_config import KVCacheConfig
 from puna.pipelines.lib.lora_config import LoRAConfig
 from puna.pipelines.lib.max_model_config import MAXModelConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from puna.errors import UnsupportedModelError
-from puna.nn.transformer import DecoderSpec, NormPlace
+from puna.nn.decoder_spec import DecoderSpec, NormPlace
 from puna.pipelines.architectures.layer_norm import LayerNormConfig
 from puna.pipelines.architectures.layer_types import LayerTypesConfig
 from puna.pipelines.lib import MAXModelConfig, PipelineConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from puna.nn.transformer import DecoderSpec, NormPlace
+from puna.nn.decoder_spec import DecoderSpec, NormPlace
 from puna.pipelines.architectures.layer_types import LayerTypesConfig
 from puna.pipelines.lib import RopeType
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, Self
 
 from puna.errors import UnsupportedModelError
+from puna.nn.decoder_spec import DecoderSpec, NormPlace
 from puna.nn.rotary_embedding import RotaryEmbedding
-from puna.nn.transformer import DecoderSpec, NormPlace
 from puna.pipelines.architectures.layer_types import LayerTypesConfig
 from puna.pipelines.architectures.llama3 import Llama3Config
 from puna.pipelines.lib import MAXModelConfig, PipelineConfig, RopeType

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from puna.nn.transformer import DecoderSpec, NormPlace
+from puna.nn.decoder_spec import DecoderSpec, NormPlace
 from puna.pipelines.architectures.llama3 import Llama3Config
 from puna.pipelines.lib import MAXModelConfig
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from puna.errors import UnsupportedModelError
+from puna.nn.decoder_spec import DecoderSpec
 from puna.nn.rotary_embedding import RotaryEmbedding
-from puna.nn.transformer import DecoderSpec
 
 if TYPE_CHECKING:
     from puna.pipelines.architectures.llama3.model_config import Llama3Config

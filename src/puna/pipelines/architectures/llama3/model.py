@@ -14,9 +14,10 @@ from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import DeviceRef, Graph
 from puna.graph.weights import DeferredQuantization, WeightData, Weights, WeightsAdapter
 from puna.graph.weights.quantized import QuantizedWeight
+from puna.nn.decoder_spec import ReturnHiddenStates, ReturnLogits
 from puna.nn.kv_cache import KVCacheInputs, KVCacheParams
 from puna.nn.rotary_embedding import RotaryEmbedding
-from puna.nn.transformer import ReturnHiddenStates, ReturnLogits, build_decoder_graph
+from puna.nn.transformer import build_decoder_graph
 from puna.pipelines.architectures.llama3.adapter_products import adapter_products
 from puna.pipelines.architectures.llama3.batch import initial_inputs, next_inputs, with_request_lengths
 from puna.pipelines.architectures.llama3.inputs import Llama3Inputs, lora_call_order

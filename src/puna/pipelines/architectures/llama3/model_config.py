@@ -17,10 +17,10 @@ from puna.errors import InvalidRequestError, UnsupportedModelError
 from puna.graph import DeviceRef
 from puna.graph.quantization import QuantizationEncoding
 from puna.graph.weights import WeightData
+from puna.nn.decoder_spec import DecoderSpec, ReturnHiddenStates, ReturnLogits
 from puna.nn.kv_cache import KVCacheParams, KVCacheQuantizationConfig
 from puna.nn.quant_config import QuantConfig, QuantizationConfig
 from puna.nn.rotary_embedding import DynamicRopeScalingParams, LongRoPEScalingParams, RopeScalingParams, RotaryEmbedding
-from puna.nn.transformer import DecoderSpec, ReturnHiddenStates, ReturnLogits
 from puna.pipelines.architectures.llama3.decoder import decoder_spec, rotary_embedding
 from puna.pipelines.architectures.llama3.layout import CheckpointLayout
 from puna.pipelines.architectures.llama3.quantization import read_gptq_settings, read_quant_config

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from puna.errors import UnsupportedModelError
-from puna.nn.transformer import DecoderSpec
+from puna.nn.decoder_spec import DecoderSpec
 from puna.pipelines.architectures.layer_types import LayerTypesConfig
 from puna.pipelines.architectures.llama3 import Llama3Config
 from puna.pipelines.lib import MAXModelConfig, PipelineConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from puna.nn.decoder_spec import DecoderSpec, NormPlace
 from puna.nn.rotary_embedding import RotaryEmbedding
-from puna.nn.transformer import DecoderSpec, NormPlace
 from puna.pipelines.architectures.layer_types import LayerTypesConfig
 from puna.pipelines.architectures.llama3 import Llama3Config
 from puna.pipelines.lib import RopeType

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from puna.nn.transformer import DecoderSpec
+from puna.nn.decoder_spec import DecoderSpec
 from puna.pipelines.architectures.qwen2.model_config import Qwen2Config
 
 __all__ = ["Qwen3Config"]

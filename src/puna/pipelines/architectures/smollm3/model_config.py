@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, Self
 
 from puna.errors import UnsupportedModelError
-from puna.nn.transformer import DecoderSpec
+from puna.nn.decoder_spec import DecoderSpec
 from puna.pipelines.architectures.qwen2.model_config import Qwen2Config
 from puna.pipelines.lib import MAXModelConfig, PipelineConfig, RopeType
 from puna.pipelines.lib.config_values import config_source, read_count, read_value
