@@ -8,11 +8,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from puna.errors import UnsupportedModelError
+from puna.graph.weights import WeightsFormat
 from puna.pipelines.context import TextContext
 from puna.pipelines.lib.encodings import SupportedEncoding
 
 if TYPE_CHECKING:
-    from puna.graph.weights import WeightsAdapter, WeightsFormat
+    from puna.graph.weights import WeightsAdapter
     from puna.pipelines.lib.interfaces import ArchConfig, PipelineModel
     from puna.pipelines.lib.pipeline_config import PipelineConfig
 
@@ -47,15 +48,15 @@ class SupportedArchitecture:
     Attributes:
         name: The entry of `architectures` in a checkpoint's config.json.
         example_repo_ids: Checkpoints that are known to be of this family.
-        default_encoding: Encoding that is assumed where neither the user nor the files tell one.
-        supported_encodings: Encodings that are accepted.
         pipeline_model: The model class.
-        task: What it does.
-        tokenizer: Makes the tokenizer; None: the text tokenizer that the checkpoint describes.
-        default_weights_format: Files that are taken where a directory has both kinds.
-        context_type: What a request is to the model.
         config: The configuration class.
         weight_adapters: For each kind of file what renames its tensors.
+        default_encoding: Encoding that is assumed where neither the user nor the files tell one.
+        supported_encodings: Encodings that are accepted.
+        default_weights_format: Files that are taken where a directory has both kinds.
+        task: What it does.
+        tokenizer: Makes the tokenizer; None: the text tokenizer that the checkpoint describes.
+        context_type: What a request is to the model.
         rope_type: Pairing of rotated elements in GGUF files of this family.
         multi_gpu_supported: Whether the original runs it on several accelerators; this engine has none.
         required_arguments: Options, by name, that must have this value.
@@ -70,12 +71,12 @@ class SupportedArchitecture:
 
     name: str
     example_repo_ids: Sequence[str]
-    default_encoding: SupportedEncoding
-    supported_encodings: Sequence[SupportedEncoding]
     pipeline_model: type[PipelineModel[Any]]
     config: type[ArchConfig]
     weight_adapters: Mapping[WeightsFormat, WeightsAdapter]
-    default_weights_format: WeightsFormat
+    default_encoding: SupportedEncoding = SupportedEncoding.bfloat16
+    supported_encodings: Sequence[SupportedEncoding] = tuple(SupportedEncoding)
+    default_weights_format: WeightsFormat = WeightsFormat.safetensors
     task: PipelineTask = PipelineTask.TEXT_GENERATION
     tokenizer: Callable[..., Any] | None = None
     context_type: type[TextContext] = TextContext

@@ -8,26 +8,17 @@ from puna.graph.weights import WeightsFormat
 from puna.pipelines.architectures.exaone.model import ExaoneModel
 from puna.pipelines.architectures.exaone.model_config import ExaoneConfig
 from puna.pipelines.architectures.exaone.weight_adapters import gguf_state_dict, safetensors_state_dict
-from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
+from puna.pipelines.lib import SupportedArchitecture
 
 __all__ = ["ARCHITECTURES"]
 
 ARCHITECTURES: Final = (
     SupportedArchitecture(
         name="ExaoneForCausalLM",
-        example_repo_ids=(
-            "LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct",
-            "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct",
-        ),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
+        example_repo_ids=("LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct", "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct"),
         pipeline_model=ExaoneModel,
         config=ExaoneConfig,
-        weight_adapters={
-            WeightsFormat.safetensors: safetensors_state_dict,
-            WeightsFormat.gguf: gguf_state_dict,
-        },
-        default_weights_format=WeightsFormat.safetensors,
+        weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
         rope_type=ExaoneConfig.default_rope_type,
         gguf_architectures=("exaone",),
     ),

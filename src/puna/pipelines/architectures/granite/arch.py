@@ -14,18 +14,11 @@ __all__ = ["ARCHITECTURES"]
 ARCHITECTURES: Final = (
     SupportedArchitecture(
         name="GraniteForCausalLM",
-        example_repo_ids=(
-            "ibm-granite/granite-3.1-2b-instruct",
-            "ibm-granite/granite-3.1-8b-instruct",
-        ),
+        example_repo_ids=("ibm-granite/granite-3.1-2b-instruct", "ibm-granite/granite-3.1-8b-instruct"),
         default_encoding=SupportedEncoding.float32,
-        supported_encodings=tuple(SupportedEncoding),
         pipeline_model=Llama3Model,
         config=Llama3Config,
-        weight_adapters={
-            WeightsFormat.safetensors: safetensors_state_dict,
-            WeightsFormat.gguf: gguf_state_dict,
-        },
+        weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
         default_weights_format=WeightsFormat.gguf,
         rope_type="normal",
         gguf_architectures=("granite",),

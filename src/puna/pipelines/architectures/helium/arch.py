@@ -8,25 +8,17 @@ from puna.graph.weights import WeightsFormat
 from puna.pipelines.architectures.helium.model import HeliumModel
 from puna.pipelines.architectures.helium.model_config import HeliumConfig
 from puna.pipelines.architectures.llama3.weight_adapters import safetensors_state_dict
-from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
+from puna.pipelines.lib import SupportedArchitecture
 
 __all__ = ["ARCHITECTURES"]
 
 ARCHITECTURES: Final = (
     SupportedArchitecture(
         name="HeliumForCausalLM",
-        example_repo_ids=(
-            "kyutai/helium-1-preview-2b",
-            "kyutai/helium-1-2b",
-        ),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
+        example_repo_ids=("kyutai/helium-1-preview-2b", "kyutai/helium-1-2b"),
         pipeline_model=HeliumModel,
         config=HeliumConfig,
-        weight_adapters={
-            WeightsFormat.safetensors: safetensors_state_dict,
-        },
-        default_weights_format=WeightsFormat.safetensors,
+        weight_adapters={WeightsFormat.safetensors: safetensors_state_dict},
         rope_type=HeliumConfig.default_rope_type,
     ),
 )

@@ -8,7 +8,7 @@ from puna.graph.weights import WeightsFormat
 from puna.pipelines.architectures.internlm.weight_adapters import internlm2_state_dict
 from puna.pipelines.architectures.llama3 import Llama3Config, Llama3Model
 from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
-from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
+from puna.pipelines.lib import SupportedArchitecture
 
 __all__ = ["ARCHITECTURES"]
 
@@ -16,39 +16,27 @@ ARCHITECTURES: Final = (
     SupportedArchitecture(
         name="InternLMForCausalLM",
         example_repo_ids=("internlm/internlm-7b", "internlm/internlm-chat-20b"),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
         pipeline_model=Llama3Model,
         config=Llama3Config,
         weight_adapters={WeightsFormat.safetensors: safetensors_state_dict},
-        default_weights_format=WeightsFormat.safetensors,
         rope_type="normal",
         written_gguf_architecture="llama",
     ),
     SupportedArchitecture(
         name="InternLM2ForCausalLM",
         example_repo_ids=("internlm/internlm2-chat-7b", "internlm/internlm2_5-1_8b-chat"),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
         pipeline_model=Llama3Model,
         config=Llama3Config,
-        weight_adapters={
-            WeightsFormat.safetensors: internlm2_state_dict,
-            WeightsFormat.gguf: gguf_state_dict,
-        },
-        default_weights_format=WeightsFormat.safetensors,
+        weight_adapters={WeightsFormat.safetensors: internlm2_state_dict, WeightsFormat.gguf: gguf_state_dict},
         rope_type="normal",
         gguf_architectures=("internlm2",),
     ),
     SupportedArchitecture(
         name="InternLM3ForCausalLM",
         example_repo_ids=("internlm/internlm3-8b-instruct",),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
         pipeline_model=Llama3Model,
         config=Llama3Config,
         weight_adapters={WeightsFormat.safetensors: safetensors_state_dict},
-        default_weights_format=WeightsFormat.safetensors,
         rope_type="normal",
         written_gguf_architecture="llama",
     ),

@@ -8,7 +8,7 @@ from puna.graph.weights import WeightsFormat
 from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
 from puna.pipelines.architectures.mistral.model import MinistralModel, MistralModel
 from puna.pipelines.architectures.mistral.model_config import MinistralConfig, MistralConfig
-from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
+from puna.pipelines.lib import SupportedArchitecture
 
 __all__ = ["ARCHITECTURES"]
 
@@ -20,15 +20,9 @@ ARCHITECTURES: Final = (
             "mistralai/Mistral-7B-Instruct-v0.3",
             "mistralai/Mistral-Nemo-Instruct-2407",
         ),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
         pipeline_model=MistralModel,
         config=MistralConfig,
-        weight_adapters={
-            WeightsFormat.safetensors: safetensors_state_dict,
-            WeightsFormat.gguf: gguf_state_dict,
-        },
-        default_weights_format=WeightsFormat.safetensors,
+        weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
         rope_type=MistralConfig.default_rope_type,
         multi_gpu_supported=True,
         written_gguf_architecture="llama",
@@ -36,15 +30,9 @@ ARCHITECTURES: Final = (
     SupportedArchitecture(
         name="MinistralForCausalLM",
         example_repo_ids=("mistralai/Ministral-8B-Instruct-2410",),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
         pipeline_model=MinistralModel,
         config=MinistralConfig,
-        weight_adapters={
-            WeightsFormat.safetensors: safetensors_state_dict,
-            WeightsFormat.gguf: gguf_state_dict,
-        },
-        default_weights_format=WeightsFormat.safetensors,
+        weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
         rope_type=MinistralConfig.default_rope_type,
         written_gguf_architecture="llama",
     ),

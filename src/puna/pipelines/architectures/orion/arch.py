@@ -8,25 +8,17 @@ from puna.graph.weights import WeightsFormat
 from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
 from puna.pipelines.architectures.orion.model import OrionModel
 from puna.pipelines.architectures.orion.model_config import OrionConfig
-from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
+from puna.pipelines.lib import SupportedArchitecture
 
 __all__ = ["ARCHITECTURES"]
 
 ARCHITECTURES: Final = (
     SupportedArchitecture(
         name="OrionForCausalLM",
-        example_repo_ids=(
-            "OrionStarAI/Orion-14B-Chat",
-        ),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
+        example_repo_ids=("OrionStarAI/Orion-14B-Chat",),
         pipeline_model=OrionModel,
         config=OrionConfig,
-        weight_adapters={
-            WeightsFormat.safetensors: safetensors_state_dict,
-            WeightsFormat.gguf: gguf_state_dict,
-        },
-        default_weights_format=WeightsFormat.safetensors,
+        weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
         rope_type=OrionConfig.default_rope_type,
         gguf_architectures=("orion",),
     ),

@@ -8,7 +8,7 @@ from puna.graph.weights import WeightsFormat
 from puna.pipelines.architectures.phi3.model import Phi3Model
 from puna.pipelines.architectures.phi3.model_config import Phi3Config
 from puna.pipelines.architectures.phi3.weight_adapters import gguf_state_dict, safetensors_state_dict
-from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
+from puna.pipelines.lib import SupportedArchitecture
 
 __all__ = ["ARCHITECTURES"]
 
@@ -21,15 +21,9 @@ ARCHITECTURES: Final = (
             "microsoft/Phi-4-mini-instruct",
             "microsoft/phi-4",
         ),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
         pipeline_model=Phi3Model,
         config=Phi3Config,
-        weight_adapters={
-            WeightsFormat.safetensors: safetensors_state_dict,
-            WeightsFormat.gguf: gguf_state_dict,
-        },
-        default_weights_format=WeightsFormat.safetensors,
+        weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
         rope_type=Phi3Config.default_rope_type,
         multi_gpu_supported=True,
         gguf_architectures=("phi3",),

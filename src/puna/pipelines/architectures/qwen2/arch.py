@@ -8,7 +8,7 @@ from puna.graph.weights import WeightsFormat
 from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
 from puna.pipelines.architectures.qwen2.model import Qwen2Model
 from puna.pipelines.architectures.qwen2.model_config import Qwen2Config
-from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
+from puna.pipelines.lib import SupportedArchitecture
 
 __all__ = ["ARCHITECTURES"]
 
@@ -21,15 +21,9 @@ ARCHITECTURES: Final = (
             "Qwen/QwQ-32B",
             "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
         ),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
         pipeline_model=Qwen2Model,
         config=Qwen2Config,
-        weight_adapters={
-            WeightsFormat.safetensors: safetensors_state_dict,
-            WeightsFormat.gguf: gguf_state_dict,
-        },
-        default_weights_format=WeightsFormat.safetensors,
+        weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
         rope_type=Qwen2Config.default_rope_type,
         multi_gpu_supported=True,
         gguf_architectures=("qwen2",),

@@ -8,7 +8,7 @@ from puna.graph.weights import WeightsFormat
 from puna.pipelines.architectures.llama3 import Llama3Config, Llama3Model
 from puna.pipelines.architectures.llama3.weight_adapters import safetensors_state_dict
 from puna.pipelines.architectures.seed_oss.weight_adapters import gguf_state_dict
-from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
+from puna.pipelines.lib import SupportedArchitecture
 
 __all__ = ["ARCHITECTURES"]
 
@@ -16,15 +16,9 @@ ARCHITECTURES: Final = (
     SupportedArchitecture(
         name="SeedOssForCausalLM",
         example_repo_ids=("ByteDance-Seed/Seed-OSS-36B-Instruct",),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
         pipeline_model=Llama3Model,
         config=Llama3Config,
-        weight_adapters={
-            WeightsFormat.safetensors: safetensors_state_dict,
-            WeightsFormat.gguf: gguf_state_dict,
-        },
-        default_weights_format=WeightsFormat.safetensors,
+        weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
         rope_type="neox",
         gguf_architectures=("seed_oss",),
     ),

@@ -8,7 +8,7 @@ from puna.graph.weights import WeightsFormat
 from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
 from puna.pipelines.architectures.smollm3.model import SmolLM3Model
 from puna.pipelines.architectures.smollm3.model_config import SmolLM3Config
-from puna.pipelines.lib import SupportedArchitecture, SupportedEncoding
+from puna.pipelines.lib import SupportedArchitecture
 
 __all__ = ["ARCHITECTURES"]
 
@@ -16,15 +16,9 @@ ARCHITECTURES: Final = (
     SupportedArchitecture(
         name="SmolLM3ForCausalLM",
         example_repo_ids=("HuggingFaceTB/SmolLM3-3B",),
-        default_encoding=SupportedEncoding.bfloat16,
-        supported_encodings=tuple(SupportedEncoding),
         pipeline_model=SmolLM3Model,
         config=SmolLM3Config,
-        weight_adapters={
-            WeightsFormat.safetensors: safetensors_state_dict,
-            WeightsFormat.gguf: gguf_state_dict,
-        },
-        default_weights_format=WeightsFormat.safetensors,
+        weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
         rope_type=SmolLM3Config.default_rope_type,
         gguf_architectures=("smollm3",),
     ),
