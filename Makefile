@@ -35,9 +35,9 @@ run: build
 	@printf '> %s\n\n' "$(PROMPT)"
 	@$(BIN)/puna generate $(MODEL) -p "$(PROMPT)" --max-tokens $(MAX_TOKENS)
 
-build: $(VENV)/.built
+build: $(VENV)/.bytecode
 
-dev: $(VENV)/.dev
+dev: $(VENV)/.dev $(VENV)/.bytecode
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Puna needs Python 3.11 or newer")'
@@ -53,6 +53,11 @@ $(VENV)/.tools: $(VENV)/.created tools/constraints.txt
 $(VENV)/.built: $(VENV)/.tools $(NATIVE_SOURCES)
 	@echo "compiling the core and installing puna (a minute or two) ..."
 	@flock $(VENV)/.lock $(PIP) install --quiet --no-build-isolation -c tools/constraints.txt -e .
+	@touch $@
+
+# Python keeps bytecode by itself only where its environment lets it; compiling the source doubles the time of a start.
+$(VENV)/.bytecode: $(VENV)/.built $(PYTHON_SOURCES)
+	@$(BIN)/python -m compileall -q src/puna
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.built tools/constraints.txt
@@ -174,7 +179,7 @@ quantization: oracles-ready
 	@PYTHONPATH=tests $(ORACLES)/bin/python benchmarks/quantization.py
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.dev $(ORACLES)/.built $(CLIENTS)/.built
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.bytecode $(VENV)/.dev $(ORACLES)/.built $(CLIENTS)/.built
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	find src -name '*.so' -delete
 

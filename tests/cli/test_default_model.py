@@ -47,13 +47,13 @@ def test_it_answers() -> None:
 
 
 def test_first_token_comes_soon() -> None:
-    # A second is the goal and is missed on AVX2 (Zen 3, two cores: 1.1 to 1.7 s); this only notices what is far slower.
+    # A busy machine makes some starts slow, so the best of a few counts.
     durations = []
     for _ in range(5):
         begin = time.perf_counter()
         generate("-p", QUESTION, "-n", "1")
         durations.append(time.perf_counter() - begin)
-    assert min(durations) < 2.0, durations
+    assert min(durations) < 1.0, durations
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,45 @@ def test_a_model_is_an_adapter(files: Path, served: Served) -> None:
     assert served.post("/v1/unload_lora_adapter", lora_name="b").status_code == 404
     reply = served.post("/v1/completions", **ASKED, model="b")
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
+
+
+CHAT = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 8}
+# route, body, where the text is
+ROUTES = (
+    ("/v1/messages", CHAT, lambda body: body["content"][0]["text"]),
+    ("/v1/responses", {"input": "Hello", "temperature": 0, "max_output_tokens": 8},
+     lambda body: body["output"][0]["content"][0]["text"]),
+    ("/api/chat", {**CHAT, "stream": False, "options": {"temperature": 0, "num_predict": 8}},
+     lambda body: body["message"]["content"]),
+    ("/api/generate", {"prompt": "Hello", "stream": False, "options": {"temperature": 0, "num_predict": 8}},
+     lambda body: body["response"]),
+    ("/api/embed", {"input": "Hello"}, lambda body: body["embeddings"]),
+    ("/v1/score", {"text_1": "Hello", "text_2": "you"}, lambda body: body["data"][0]["score"]),
+    ("/v1/rerank", {"query": "Hello", "documents": ["you", "nobody"]}, lambda body: body["results"]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("route", "body", "part"), ROUTES, ids=[route for route, _, _ in ROUTES])
+def test_every_interface_takes_adapters_as_models(
+    served: Served, route: str, body: dict[str, Any], part: Callable[[Any], Any]
+) -> None:
+    answers = {model: served.post(route, **body, model=model) for model in (NAME, "a", "nobody")}
+    assert {model: answer.status_code for model, answer in answers.items()} == {NAME: 200, "a": 200, "nobody": 404}
+    bodies = {model: answers[model].json() for model in (NAME, "a")}
+    assert {model: answer["model"] for model, answer in bodies.items()} == {NAME: NAME, "a": "a"}
+    assert part(bodies[NAME]) != part(bodies["a"])
+    if "messages" in body or "prompt" in body or "input" in body and route != "/api/embed":
+        chat = served.post("/v1/chat/completions", **CHAT, model="a").json()
+        assert part(bodies["a"]) == chat["choices"][0]["message"]["content"]
+
+
+def test_streams_name_their_adapter(served: Served) -> None:
+    lines = served.post("/api/generate", prompt="Hello", model="a", options={"num_predict": 4}).text.splitlines()
+    assert {json.loads(line)["model"] for line in lines} == {"a"}
+    text = served.post("/v1/messages", **CHAT, model="a", stream=True).text
+    start = json.loads(text.split("data: ", 1)[1].split("\n", 1)[0])
+    assert start["message"]["model"] == "a"
+    assert "a" in {entry["name"] for entry in served.client.get("/api/tags").json()["models"]}
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ class ChatSession:
         stated: Sampling values that were stated.
         make_params: Makes the final values of what was stated and of what the checkpoint states.
         system: The system message; None: there is none.
+        adapter: The name of the adapter that answers; None: the model itself.
 
     Attributes:
         messages: The conversation, with the system message first if there is one.
@@ -50,9 +51,15 @@ class ChatSession:
     """
 
     def __init__(
-        self, llm: AsyncLLM, stated: SamplingParamsInput, make_params: MakeParams, system: str | None = None
+        self,
+        llm: AsyncLLM,
+        stated: SamplingParamsInput,
+        make_params: MakeParams,
+        system: str | None = None,
+        adapter: str | None = None,
     ) -> None:
         self._llm = llm
+        self._adapter = adapter
         self._stated = stated
         self._make_params = make_params
         self.messages: list[dict[str, Any]] = []
@@ -137,7 +144,7 @@ class ChatSession:
 
     async def _stream(self, params: SamplingParams) -> None:
         written = 0
-        async with contextlib.aclosing(self._llm.chat(self.messages, params)) as outputs:
+        async with contextlib.aclosing(self._llm.chat(self.messages, params, adapter=self._adapter)) as outputs:
             async for output in outputs:
                 self._last = output
                 write_text(output.outputs[0].text[written:])

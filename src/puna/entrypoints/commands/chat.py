@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from puna.entrypoints.commands.options import (
+    adapter_option,
     engine_options,
     loading_options,
     one_answer_params,
@@ -26,6 +27,7 @@ _BLOCK_SIZE: Final = 32
 @click.option("--system", metavar="TEXT", help="A system message.")
 @structure_options
 @sampling_options
+@adapter_option
 @loading_options
 @click.option("-v", "--verbose", is_flag=True, help="Show tokens and times after each answer.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no more than the answers.")
@@ -43,7 +45,7 @@ def chat(model: str, system: str | None, verbose: bool, quiet: bool, **options: 
     find_model(model, revision=options["revision"])
     with progress(quiet).status(f"loading {model}"):
         llm = AsyncLLM(model, **engine_options(options, max_num_seqs=1, block_size=_BLOCK_SIZE))
-    session = ChatSession(llm, stated, one_answer_params, system)
+    session = ChatSession(llm, stated, one_answer_params, system, options["adapter"])
     try:
         if llm.tokenizer.chat_template is None:
             raise UnsupportedModelError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from puna.entrypoints.commands.options import engine_options, loading_options, read_text_file
+from puna.entrypoints.commands.options import adapter_option, engine_options, loading_options, read_text_file
 from puna.entrypoints.console import print_json, progress, progress_bar
 from puna.errors import InvalidRequestError
 
@@ -38,6 +38,7 @@ _TOGETHER: Final = 128  # texts that are in memory as tokens at once
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="A .npy or .json file."
 )
+@adapter_option
 @loading_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def embed(
@@ -70,7 +71,7 @@ def embed(
 
         llm = LLM(model, **engine_options(options))
     with llm:
-        vectors = _vectors(llm, everything, pooling, normalize, layer)
+        vectors = _vectors(llm, everything, pooling, normalize, layer, options["adapter"])
     about = {"model": model, "pooling": pooling, "layer": layer, "normalized": normalize}
     about["dimensions"] = vectors.shape[1]
     if as_json or (output is not None and output.suffix == ".json"):
@@ -85,7 +86,7 @@ def embed(
 
 
 def _vectors(
-    llm: LLM, texts: list[str], pooling: Pooling, normalize: bool, layer: int
+    llm: LLM, texts: list[str], pooling: Pooling, normalize: bool, layer: int, adapter: str | None
 ) -> npt.NDArray[np.float32]:
     import numpy as np
 
@@ -93,7 +94,7 @@ def _vectors(
     with progress_bar("embedding", len(texts)) as tell:
         for first in range(0, len(texts), _TOGETHER):
             some = texts[first : first + _TOGETHER]
-            parts.append(llm.embed(some, pooling=pooling, normalize=normalize, layer=layer))
+            parts.append(llm.embed(some, pooling=pooling, normalize=normalize, layer=layer, adapter=adapter))
             for _ in some:
                 tell()
     return np.concatenate(parts)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from puna.entrypoints.commands.options import engine_options, loading_options, read_text_file
+from puna.entrypoints.commands.options import adapter_option, engine_options, loading_options, read_text_file
 from puna.entrypoints.console import note, print_json, progress
 
 
@@ -17,6 +17,7 @@ from puna.entrypoints.console import note, print_json, progress
 @click.argument("file", metavar="FILE")
 @click.option("--window", type=int, help="Tokens that are read together.  [default: the context]")
 @click.option("--stride", type=int, help="Tokens that a window goes on by.  [default: half a window]")
+@adapter_option
 @loading_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def perplexity(
@@ -37,7 +38,10 @@ def perplexity(
     with llm:
         width = llm.max_model_len if window is None else window
         begin = time.perf_counter()
-        values = llm.token_logprobs(text, window=window, stride=stride, progress=False if as_json else None)
+        shows_progress = False if as_json else None
+        values = llm.token_logprobs(
+            text, window=window, stride=stride, progress=shows_progress, adapter=options["adapter"]
+        )
         seconds = time.perf_counter() - begin
     mean = -float(values.mean())
     # Of the mean, as if tokens were independent; carried over to the exponential.

@@ -45,7 +45,7 @@ def read_call(server: Server, endpoint: Endpoint, body: Mapping[str, Any], *, ma
         may_stream=may_stream,
         is_strict=settings.is_strict,
         template_variables=settings.template_variables,
-        adapters=frozenset(info.name for info in server.llm.list_lora_adapters()),
+        adapters=frozenset(server.adapter_names),
     )
     return read_body(endpoint, body, settings.model_names, defaults)
 

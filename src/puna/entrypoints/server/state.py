@@ -17,6 +17,7 @@ from puna.entrypoints.server.metrics import Metrics
 from puna.entrypoints.server.settings import Limits, ServerSettings
 from puna.entrypoints.server.stored import ResponseStore
 from puna.entrypoints.server.timeline import Timeline, Timelines
+from puna.errors import ModelNotFoundError
 
 __all__ = ["Server", "server_of", "tenant_of", "timeline_of"]
 
@@ -73,6 +74,28 @@ class Server:
             Refusal: it is not ready; 503.
         """
         return self.host.llm
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """Names of the loaded adapters: requests may name them as their model.
+
+        Raises:
+            Refusal: the model is not ready; 503.
+        """
+        return [info.name for info in self.llm.list_lora_adapters()]
+
+    def adapter_of(self, model: object) -> str | None:
+        """The adapter that a request's `model` names; None: it is the model itself.
+
+        Raises:
+            ModelNotFoundError: there is neither a model nor an adapter of this name.
+            Refusal: the model is not ready; 503.
+        """
+        if model is None or model in self.settings.model_names:
+            return None
+        if model in (names := self.adapter_names):
+            return str(model)
+        raise ModelNotFoundError(str(model), "it is not loaded", choices=[*self.settings.model_names, *names])
 
 
 def server_of(request: Request) -> Server:

@@ -171,8 +171,8 @@ def _usage(output: RequestOutput) -> dict[str, int]:
     }
 
 
-def _message(server: Server, name: str) -> dict[str, Any]:
-    return {"id": f"msg_{name}", "type": "message", "role": "assistant", "model": server.settings.model_name}
+def _message(name: str, model: str) -> dict[str, Any]:
+    return {"id": f"msg_{name}", "type": "message", "role": "assistant", "model": model}
 
 
 async def _messages_route(request: Request) -> Response:
@@ -187,7 +187,7 @@ async def _messages_route(request: Request) -> Response:
     call = read_call(server, Endpoint.CHAT, chat)
     headers = note_ignored(server, request, unknown)
     generation = await prepared(request, call.requests)
-    head = _message(server, timeline_of(request).request_id)
+    head = _message(timeline_of(request).request_id, call.adapter or server.settings.model_name)
     if call.stream:
         return EventStream(_events(server, generation, head), server.limits.write_timeout_s, headers)
     (output,) = await unless_disconnected(request, generation.result())

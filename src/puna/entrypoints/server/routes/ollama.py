@@ -96,10 +96,19 @@ def _model_name(server: Server, name: Any) -> str:
     """The served name that is meant; tags are Ollama's own."""
     if not isinstance(name, str):
         raise InvalidRequestError("is missing", param="model")
-    names = server.settings.model_names
-    if name in names or name.removesuffix(":latest") in names:
-        return name if name in names else name.removesuffix(":latest")
-    raise ModelNotFoundError(name, "it is not loaded", choices=list(names))
+    names = _names(server)
+    plain = name if name in names else name.removesuffix(":latest")
+    if plain in names:
+        return plain
+    raise ModelNotFoundError(name, "it is not loaded", choices=names)
+
+
+def _names(server: Server) -> list[str]:
+    return [*server.settings.model_names, *server.adapter_names]
+
+
+def _head(server: Server, adapter: str | None) -> dict[str, Any]:
+    return {"model": adapter or server.settings.model_name, "created_at": _stamp()}
 
 
 async def _stated(request: Request, server: Server) -> dict[str, Any]:
@@ -155,8 +164,7 @@ async def _generate(request: Request) -> Response:
 
 def _loaded(server: Server, part: dict[str, Any]) -> dict[str, Any]:
     """What is answered where nothing is asked: Ollama loads a model so."""
-    head = {"model": server.settings.model_name, "created_at": _stamp()}
-    return {**head, **part, "done": True, "done_reason": "load"}
+    return {**_head(server, None), **part, "done": True, "done_reason": "load"}
 
 
 async def _answer(
@@ -166,14 +174,16 @@ async def _answer(
     headers = note_ignored(server, request, unknown)
     generation = await prepared(request, call.requests)
     if call.stream:
-        lines = _lines(server, generation, part)
+        lines = _lines(server, call.adapter, generation, part)
         return EventStream(lines, server.limits.write_timeout_s, headers, "application/x-ndjson")
     (output,) = await unless_disconnected(request, generation.result())
-    head = {"model": server.settings.model_name, "created_at": _stamp()}
-    return json_response({**head, **part(message_of(output.outputs[0])), **_end(server, output)}, headers=headers)
+    said = part(message_of(output.outputs[0]))
+    return json_response({**_head(server, call.adapter), **said, **_end(output)}, headers=headers)
 
 
-async def _lines(server: Server, generation: Generation, part: _Part) -> AsyncGenerator[bytes]:
+async def _lines(
+    server: Server, adapter: str | None, generation: Generation, part: _Part
+) -> AsyncGenerator[bytes]:
     output, before = None, None
     try:
         async for news in generation.news():
@@ -184,20 +194,18 @@ async def _lines(server: Server, generation: Generation, part: _Part) -> AsyncGe
             before = message
             if delta.content or delta.reasoning:
                 part_of = AnswerMessage(content=delta.content or "", reasoning=delta.reasoning)
-                head = {"model": server.settings.model_name, "created_at": _stamp()}
-                yield json_text({**head, **part(part_of), "done": False}) + b"\n"
+                yield json_text({**_head(server, adapter), **part(part_of), "done": False}) + b"\n"
         if output is not None:
             calls = message_of(output.outputs[0]).tool_calls  # whole, at the end: this interface has no parts of calls
-            head = {"model": server.settings.model_name, "created_at": _stamp()}
             last = part(AnswerMessage(content="", tool_calls=calls))
-            yield json_text({**head, **last, **_end(server, output)}) + b"\n"
+            yield json_text({**_head(server, adapter), **last, **_end(output)}) + b"\n"
     except PunaError as error:
         yield json_text(ollama_error(error)) + b"\n"
     finally:
         await generation.close()
 
 
-def _end(server: Server, output: RequestOutput) -> dict[str, Any]:
+def _end(output: RequestOutput) -> dict[str, Any]:
     """How an answer ended; durations in nanoseconds."""
     timings, choice = output.timings, output.outputs[0]
     first, total = timings.first_token_s or 0.0, timings.finished_s or 0.0
@@ -229,7 +237,7 @@ async def _embed(request: Request) -> Response:
         return json_response({"embedding": vectors[0].tolist()}, headers=headers)
     return json_response(
         {
-            "model": server.settings.model_name,
+            "model": call.adapter or server.settings.model_name,
             "embeddings": vectors.tolist(),
             "total_duration": int((time.perf_counter() - begin) * _NS),
             "load_duration": 0,
@@ -251,14 +259,14 @@ def _entry(server: Server, name: str) -> dict[str, Any]:
 async def _tags(request: Request) -> Response:
     server = server_of(request)
     server.host.require_ready()
-    return json_response({"models": [_entry(server, name) for name in server.settings.model_names]})
+    return json_response({"models": [_entry(server, name) for name in _names(server)]})
 
 
 async def _ps(request: Request) -> Response:
     server = server_of(request)
     server.host.require_ready()
     more = {"expires_at": "9999-12-31T23:59:59Z", "size_vram": 0, "context_length": server.llm.max_model_len}
-    return json_response({"models": [{**_entry(server, name), **more} for name in server.settings.model_names]})
+    return json_response({"models": [{**_entry(server, name), **more} for name in _names(server)]})
 
 
 async def _show(request: Request) -> Response:

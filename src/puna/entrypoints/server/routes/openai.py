@@ -21,7 +21,7 @@ from puna.entrypoints.server.operation import Operation
 from puna.entrypoints.server.problems import problem_body
 from puna.entrypoints.server.state import Server, server_of, timeline_of
 from puna.entrypoints.server.streaming import DONE, PING, EventStream, event, json_text
-from puna.errors import ModelNotFoundError, PunaError
+from puna.errors import PunaError
 from puna.tokenization import Tokenizer
 
 __all__ = ["OPERATIONS", "json_response", "message_of", "model_entry", "note_ignored", "tokenizer_of"]
@@ -116,21 +116,13 @@ def model_entry(server: Server, name: str, *, is_adapter: bool = False) -> dict[
 async def _models(request: Request) -> Response:
     server = server_of(request)
     entries = [model_entry(server, name) for name in server.settings.model_names]
-    entries += [model_entry(server, name, is_adapter=True) for name in _adapters(server)]
+    entries += [model_entry(server, name, is_adapter=True) for name in server.adapter_names]
     return json_response({"object": "list", "data": entries})
 
 
 async def _model(request: Request) -> Response:
     server, name = server_of(request), request.path_params["model"]
-    names, adapters = server.settings.model_names, _adapters(server)
-    entry = model_entry(server, name, is_adapter=name not in names)
-    if name not in names and name not in adapters:
-        raise ModelNotFoundError(name, "it is not loaded", choices=[*names, *adapters])
-    return json_response(entry)
-
-
-def _adapters(server: Server) -> list[str]:
-    return [info.name for info in server.llm.list_lora_adapters()]
+    return json_response(model_entry(server, name, is_adapter=server.adapter_of(name) is not None))
 
 
 OPERATIONS: Final = (

@@ -131,7 +131,7 @@ def _tool(tool: Any) -> dict[str, Any]:
 class _Writer:
     """One response, as it is made: its body, and the events of its stream."""
 
-    def __init__(self, server: Server, stated: dict[str, Any], name: str) -> None:
+    def __init__(self, model: str, stated: dict[str, Any], name: str) -> None:
         self._number = 0
         self._name = name
         self._said: AnswerMessage | None = None
@@ -148,7 +148,7 @@ class _Writer:
             "instructions": stated.get("instructions"),
             "max_output_tokens": stated.get("max_output_tokens"),
             "metadata": stated.get("metadata", {}),
-            "model": server.settings.model_name,
+            "model": model,
             "output": [],
             "parallel_tool_calls": stated.get("parallel_tool_calls", True),
             "previous_response_id": stated.get("previous_response_id"),
@@ -305,7 +305,7 @@ async def _create(request: Request) -> Response:
     call = read_call(server, Endpoint.CHAT, _chat_body(stated, system + conversation))
     headers = note_ignored(server, request, unknown)
     generation = await prepared(request, call.requests)
-    writer = _Writer(server, stated, uuid.uuid4().hex)
+    writer = _Writer(call.adapter or server.settings.model_name, stated, uuid.uuid4().hex)
     tenant = tenant_of(request).name
 
     def keep(output: RequestOutput) -> None:

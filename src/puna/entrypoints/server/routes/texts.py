@@ -18,7 +18,7 @@ from puna.entrypoints.server.generation import read_call
 from puna.entrypoints.server.operation import Operation
 from puna.entrypoints.server.routes.openai import json_response, note_ignored
 from puna.entrypoints.server.state import Server, server_of
-from puna.errors import InvalidRequestError, ModelNotFoundError
+from puna.errors import InvalidRequestError
 from puna.pipelines.request import GenerateRequest
 
 __all__ = ["OPERATIONS"]
@@ -38,16 +38,18 @@ async def _embeddings(request: Request) -> Response:
 
 
 async def _read(request: Request, known: frozenset[str]) -> tuple[Server, dict[str, Any], dict[str, str]]:
-    """The body of a request that may have these fields and `model`, and the header that names others."""
+    """The body of a request that may have these fields and `model`, and the header that names others.
+
+    `model` is left in the body where it names an adapter.
+    """
     server = server_of(request)
     server.host.require_ready()
     body = {name: value for name, value in (await read_object(request, server.limits)).items() if value is not None}
     unknown = tuple(sorted(body.keys() - known - {"model", "user"}))
     if unknown and server.settings.is_strict:
         raise InvalidRequestError("there is no such field here", param=unknown[0])
-    model = body.get("model")
-    if model is not None and model not in server.settings.model_names:
-        raise ModelNotFoundError(str(model), "it is not loaded", choices=list(server.settings.model_names))
+    if server.adapter_of(body.get("model")) is None:
+        body.pop("model", None)
     return server, body, note_ignored(server, request, unknown)
 
 
@@ -69,14 +71,15 @@ async def _score(request: Request) -> Response:
     second = _texts(server, body.get("text_2", body.get("documents")), "text_2")
     if len(first) not in (1, len(second)):
         raise InvalidRequestError(f"one text, or as many as text_2 has ({len(second)})", param="text_1")
-    requests = [GenerateRequest(text=text) for text in (*first, *second)]
+    adapter = body.get("model")
+    requests = [GenerateRequest(text=text, adapter=adapter) for text in (*first, *second)]
     vectors, lengths = await embedded(request, requests)
     scores = (vectors[: len(first)] * vectors[len(first) :]).sum(axis=1)
     return json_response(
         {
             "id": f"score-{uuid.uuid4().hex}",
             "object": "list",
-            "model": server.settings.model_name,
+            "model": adapter or server.settings.model_name,
             "method": _METHOD,
             "data": [{"index": index, "object": "score", "score": float(score)} for index, score in enumerate(scores)],
             "usage": {"prompt_tokens": sum(lengths), "total_tokens": sum(lengths)},
@@ -95,7 +98,9 @@ async def _rerank(request: Request) -> Response:
         raise InvalidRequestError("must be an integer from 1", param="top_n")
     if not isinstance(returns, bool):
         raise InvalidRequestError("must be true or false", param="return_documents")
-    vectors, lengths = await embedded(request, [GenerateRequest(text=text) for text in (query, *documents)])
+    adapter = body.get("model")
+    requests = [GenerateRequest(text=text, adapter=adapter) for text in (query, *documents)]
+    vectors, lengths = await embedded(request, requests)
     scores = (vectors[1:] * vectors[0]).sum(axis=1)
     order = sorted(range(len(documents)), key=lambda index: (-scores[index], index))[:most]
     results = [
@@ -109,7 +114,7 @@ async def _rerank(request: Request) -> Response:
     return json_response(
         {
             "id": f"rerank-{uuid.uuid4().hex}",
-            "model": server.settings.model_name,
+            "model": adapter or server.settings.model_name,
             "method": _METHOD,
             "results": results,
             "usage": {"prompt_tokens": sum(lengths), "total_tokens": sum(lengths)},
