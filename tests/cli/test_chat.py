@@ -19,8 +19,7 @@ import pytest
 
 from puna import LLM, SamplingParams
 from puna.entrypoints.cli import run
-from support.adapters import module_shapes, random_pairs, write_peft
-from support.tiny_model import CONFIG, write_tiny_model
+from support.tiny_model import write_tiny_model
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "chat.json").read_text())
 Chat = Callable[..., tuple[int, str, str]]
@@ -47,16 +46,6 @@ def saved(path: Path) -> list[tuple[str, str]]:
     value = json.loads(path.read_text())
     jsonschema.validate(value, SCHEMA)
     return [(message["role"], message["content"]) for message in value["messages"]]
-
-
-def test_an_adapter_answers(chat: Chat, tiny: str, tmp_path: Path) -> None:
-    path = write_peft(tmp_path / "pirate", random_pairs(module_shapes(CONFIG, ("q_proj", "down_proj")), 4, 1))
-    status, out, _ = chat("Hello\n", "--adapter", str(path), "-q")
-    params = SamplingParams(temperature=0, max_tokens=6)
-    with LLM(tiny, enable_lora=True, lora_paths=[f"pirate={path}"]) as llm:
-        talk = [{"role": "user", "content": "Hello"}]
-        texts = [llm.chat(talk, params, adapter=name)[0].outputs[0].text for name in ("pirate", None)]
-    assert (status, out.strip()) == (0, texts[0].strip()) and texts[0] != texts[1]
 
 
 def test_answers_are_those_of_the_whole_conversation(chat: Chat, tiny: str, tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ import pytest
 
 from puna import LLM
 from puna.entrypoints.cli import run
-from support.adapters import module_shapes, random_pairs, write_peft
-from support.tiny_model import CONFIG, write_tiny_model
+from support.tiny_model import write_tiny_model
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 Puna = Callable[..., tuple[int, str, str]]
@@ -67,25 +66,6 @@ def test_score(puna: Puna, tiny: str, llm: LLM, tmp_path: Path) -> None:
     assert [float(line.split("\t")[0]) for line in lines] == values
     out = puna("score", tiny, "-p", "-", "--choice", " you", stdin=b"Hello")[1]
     assert out.startswith(f"{expected[0].logprob:.4f}\t")
-
-
-def test_adapters(puna: Puna, tiny: str, tmp_path: Path) -> None:
-    path = write_peft(tmp_path / "pirate", random_pairs(module_shapes(CONFIG, ("q_proj", "down_proj")), 4, 1))
-    (tmp_path / "text").write_text(FOX)
-    named = ["--lora-paths", f"pirate={path}", "--adapter", "pirate"]
-    with LLM(tiny, enable_lora=True, lora_paths=[f"pirate={path}"]) as llm:
-        vectors = llm.embed(["a cat"], adapter="pirate")
-        values = llm.token_logprobs(FOX, adapter="pirate")
-        (score,) = llm.score("Hello", [" you"], adapter="pirate")
-        bare = llm.token_logprobs(FOX)
-    found = json.loads(puna("embed", tiny, "a cat", *named)[1])
-    assert np.array_equal(np.array([found], np.float32), vectors)
-    value = json.loads(puna("perplexity", tiny, str(tmp_path / "text"), "--adapter", str(path), "--json")[1])
-    assert value["mean_negative_logprob"] == -float(values.mean()) != -float(bare.mean())
-    value = json.loads(puna("score", tiny, "-p", "Hello", "--choice", " you", *named, "--json")[1])
-    assert value["choices"][0]["logprob"] == score.logprob
-    status, _, err = puna("embed", tiny, "a cat", "--adapter", str(tmp_path / "nothing"))
-    assert status != 0 and len(err.splitlines()) == 1
 
 
 def test_embed(puna: Puna, tiny: str, llm: LLM, tmp_path: Path) -> None:

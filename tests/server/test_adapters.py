@@ -104,7 +104,7 @@ def test_every_interface_takes_adapters_as_models(
     bodies = {model: answers[model].json() for model in (NAME, "a")}
     assert {model: answer["model"] for model, answer in bodies.items()} == {NAME: NAME, "a": "a"}
     assert part(bodies[NAME]) != part(bodies["a"])
-    if "messages" in body or "prompt" in body or "input" in body and route != "/api/embed":
+    if "messages" in body or "prompt" in body or ("input" in body and route != "/api/embed"):
         chat = served.post("/v1/chat/completions", **CHAT, model="a").json()
         assert part(bodies["a"]) == chat["choices"][0]["message"]["content"]
 
@@ -115,6 +115,7 @@ def test_streams_name_their_adapter(served: Served) -> None:
     text = served.post("/v1/messages", **CHAT, model="a", stream=True).text
     start = json.loads(text.split("data: ", 1)[1].split("\n", 1)[0])
     assert start["message"]["model"] == "a"
+    assert served.post("/api/generate", model="a:latest").json()["model"] == "a"  # nothing is asked
     assert "a" in {entry["name"] for entry in served.client.get("/api/tags").json()["models"]}
 
 
@@ -144,3 +145,25 @@ def test_nothing_is_loaded_without_a_directory(files: Path) -> None:
             reply = server.post(f"/v1/{route}_lora_adapter", lora_name="a", lora_path="a")
             assert (reply.status_code, reply.json()["error"]["code"]) == (501, "adapters_disabled")
         assert names(server) == [NAME]
+
+
+def test_lines_of_a_batch_name_adapters(files: Path, tmp_path: Path) -> None:
+    engine = {"enable_lora": True, "lora_paths": [f"a={files / 'adapters' / 'a'}"], "enable_weight_cache": False}
+    with serving(files / "model", engine=engine, storage_dir=tmp_path) as server:
+        found = [{"custom_id": name, "method": "POST", "url": "/v1/completions", "body": {**ASKED, "model": name}}
+                 for name in (NAME, "a", "b")]  # fmt: skip
+        content = "".join(json.dumps(line) + "\n" for line in found).encode()
+        form = {"files": {"file": ("in.jsonl", content)}, "data": {"purpose": "batch"}}
+        name = server.client.post("/v1/files", **form).json()["id"]
+        asked = {"input_file_id": name, "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = server.post("/v1/batches", **asked).json()
+        url = f"/v1/batches/{batch['id']}"
+        server.wait(lambda: server.client.get(url).json()["completed_at"] is not None, 60)
+        ended = server.client.get(url).json()
+        made = server.client.get(f"/v1/files/{ended['output_file_id']}/content").text.splitlines()
+        answers = {line["custom_id"]: line["response"]["body"] for line in map(json.loads, made)}
+        assert {name: body["model"] for name, body in answers.items()} == {NAME: NAME, "a": "a"}
+        for name, body in answers.items():
+            assert body["choices"][0]["text"] == text(server, name)
+        failed = server.client.get(f"/v1/files/{ended['error_file_id']}/content").text
+        assert "model_not_found" in failed

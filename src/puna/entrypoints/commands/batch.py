@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from puna.entrypoints.commands.options import engine_options, loading_options, sampling_options, stated_values
+from puna.entrypoints.commands.options import (
+    adapter_option,
+    engine_options,
+    loading_options,
+    sampling_options,
+    stated_values,
+)
 from puna.entrypoints.console import note, progress, warn
 
 if TYPE_CHECKING:
@@ -33,6 +39,7 @@ _SOME_FAILED: Final = 1
     "--max-num-seqs", type=click.IntRange(1), default=32, show_default=True, help="Requests in a step at most."
 )
 @sampling_options
+@adapter_option
 @loading_options
 @click.option("-q", "--quiet", is_flag=True, help="Neither progress nor a summary.")
 def batch(
@@ -48,8 +55,8 @@ def batch(
 
     Lines are those of OpenAI's batches, {"custom_id", "method", "url", "body"}, for /v1/chat/completions,
     /v1/completions and /v1/embeddings; or a body alone, such as {"prompt": "Hello", "max_tokens": 20}. Options count
-    where a line states nothing. The same command goes on with a file of results that an interruption left. Exit status
-    1: some requests failed, and their results say why.
+    where a line states nothing, --adapter where it names no model. The same command goes on with a file of results that
+    an interruption left. Exit status 1: some requests failed, and their results say why.
     """
     from puna.entrypoints.llm import LLM
     from puna.entrypoints.openai.batch import ResultFile, scan
@@ -78,6 +85,7 @@ def batch(
                 model_names=(name, *served_model_name),
                 sampling=stated.over(llm.sampling_defaults),
                 seed=options["seed"],
+                adapter=options["adapter"],
             )
             with _bar(len(asked.custom_ids), num_before, quiet) as tell:
                 try:

@@ -37,6 +37,7 @@ class BatchRun:
         model_names: What lines may call it.
         sampling: What counts where a line states nothing.
         seed: What the seeds of lines without one are made of; None: they are drawn.
+        adapter: The adapter of lines that name no model; None: the model itself.
 
     Attributes:
         num_prompt_tokens: Tokens that were read so far.
@@ -51,12 +52,14 @@ class BatchRun:
         model_names: Collection[str],
         sampling: SamplingParamsInput,
         seed: int | None,
+        adapter: str | None = None,
     ) -> None:
         self._llm = llm
         self._name = name
         self._model_names = model_names
         self._sampling = sampling
         self._seed = seed
+        self._adapter = adapter
         self._adapters = frozenset(info.name for info in llm.list_lora_adapters())
         self._begin = time.perf_counter()
         self.num_prompt_tokens = 0
@@ -97,7 +100,8 @@ class BatchRun:
                     defaults = BodyDefaults(
                         sampling=self._sampling, seed=self._seed_of(line.custom_id), adapters=self._adapters
                     )
-                    call = read_body(line.endpoint, line.body, self._model_names, defaults)
+                    body = line.body if "model" in line.body else {**line.body, "model": self._adapter}
+                    call = read_body(line.endpoint, body, self._model_names, defaults)
                 except PunaError as refusal:
                     error = refusal
             if call is None:

@@ -122,7 +122,7 @@ async def _chat(request: Request) -> Response:
     body, unknown = _common(server, stated, _CHAT)
     messages = stated.get("messages")
     if messages == []:
-        return json_response(_loaded(server, {"message": {"role": "assistant", "content": ""}}))
+        return json_response(_loaded(server, body, {"message": {"role": "assistant", "content": ""}}))
     if isinstance(messages, list) and any(isinstance(item, Mapping) and item.get("images") for item in messages):
         raise InvalidRequestError("pictures are not supported", param="messages")
     body |= {"messages": messages, "tools": stated.get("tools")}
@@ -153,7 +153,7 @@ async def _generate(request: Request) -> Response:
     if not isinstance(prompt, str) or not isinstance(system or "", str):
         raise InvalidRequestError("must be a text", param="prompt")
     if not prompt:
-        return json_response(_loaded(server, {"response": ""}))
+        return json_response(_loaded(server, body, {"response": ""}))
     if is_raw or server.llm.tokenizer.chat_template is None:
         body.setdefault("max_tokens", server.llm.max_model_len)
         return await _answer(request, server, Endpoint.COMPLETIONS, {**body, "prompt": prompt}, unknown, _written)
@@ -162,9 +162,9 @@ async def _generate(request: Request) -> Response:
     return await _answer(request, server, Endpoint.CHAT, body, unknown, _written)
 
 
-def _loaded(server: Server, part: dict[str, Any]) -> dict[str, Any]:
+def _loaded(server: Server, body: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     """What is answered where nothing is asked: Ollama loads a model so."""
-    return {**_head(server, None), **part, "done": True, "done_reason": "load"}
+    return {**_head(server, server.adapter_of(body["model"])), **part, "done": True, "done_reason": "load"}
 
 
 async def _answer(
