@@ -33,21 +33,36 @@ class Rival:
     Args:
         path: A GGUF file.
         threads: Threads that work on a step.
+        adapter: A GGUF file of a low-rank adapter; None: there is none.
     """
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, adapter: str | None = None) -> None:
         llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p())
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
+        self._adapter = None
+        if adapter is not None:
+            self._adapter = llama_cpp.llama_adapter_lora_init(self._model, adapter.encode())
+            if not self._adapter:
+                raise RuntimeError(f"llama.cpp cannot load {adapter}")
         self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._threads = threads
         self._draw = random.Random(0)
         self._contexts: dict[tuple[bool, int, int, int], Any] = {}
         self._batch = llama_cpp.llama_batch_init(CHUNK, 0, 1)
 
-    def measure(self, kind: str, tokens: int, depth: int, sequences: int, flash: bool, is_brief: bool = False) -> float:
+    def measure(
+        self,
+        kind: str,
+        tokens: int,
+        depth: int,
+        sequences: int,
+        flash: bool,
+        is_brief: bool = False,
+        has_adapter: bool = False,
+    ) -> float:
         """Runs a test and returns tokens per second.
 
         Args:
@@ -57,8 +72,10 @@ class Rival:
             sequences: At once.
             flash: Whether attention is ggml's flash attention.
             is_brief: Whether a small part of the tokens will do, because the time does not matter.
+            has_adapter: Whether the adapter is added to the weights.
         """
         context = self._context(tokens, depth, sequences, flash)
+        self._set_adapter(context, has_adapter)
         memory = llama_cpp.llama_get_memory(context)
         for sequence in range(sequences):
             llama_cpp.llama_memory_seq_rm(memory, sequence, depth, -1)
@@ -71,6 +88,15 @@ class Rival:
             for step in range(count):
                 self._decode(context, [(sequence, depth + step) for sequence in range(sequences)], last_only=False)
         return count * sequences / (time.perf_counter() - begin)
+
+    def _set_adapter(self, context: Any, is_on: bool) -> None:
+        if self._adapter is None:
+            return
+        count = int(is_on)
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+        scales = (ctypes.c_float * 1)(1.0)
+        if llama_cpp.llama_set_adapters_lora(context, adapters, count, scales) != 0:
+            raise RuntimeError("llama.cpp cannot use the adapter")
 
     def forget(self) -> None:
         """Frees all contexts."""
@@ -128,12 +154,12 @@ def first_token(path: str, threads: int) -> None:
 
 
 def main() -> None:
-    """Arguments: model and threads; or `--first-token`, model, threads."""
+    """Arguments: model, threads, perhaps an adapter; or `--first-token`, model, threads."""
     if sys.argv[1] == "--first-token":
         first_token(sys.argv[2], int(sys.argv[3]))
         return
     begin = time.perf_counter()
-    rival = Rival(sys.argv[1], int(sys.argv[2]))
+    rival = Rival(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
     load = time.perf_counter() - begin
 
     def run(**settings: Any) -> dict[str, Any]:
