@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import pytest
 
 from puna.entrypoints.cli import run
 from puna.entrypoints.server.app import all_operations
-from puna.entrypoints.server.gate import OPEN_PATHS
 from puna.entrypoints.server.keys import read_keys
 from puna.entrypoints.server.settings import is_loopback
 from puna.errors import InvalidRequestError
@@ -71,13 +71,16 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def test_every_route_but_health_needs_a_key(guarded: Served) -> None:
+def test_every_route_but_health_and_the_pages_files_needs_a_key(guarded: Served) -> None:
+    page = {"/", *(f"/page/{file.name}" for file in files("puna.entrypoints.server.page").iterdir())}
+    assert {operation.path for operation in all_operations() if not operation.needs_key} <= {"/health", "/ping"} | page
     for operation in all_operations():
         for key in ({}, {"Authorization": "Bearer alice-secre"}):
             where = operation.path.replace("{model:path}", "tiny").replace("{", "").replace("}", "")
             response = guarded.client.request(operation.method, where, headers=key)
-            if operation.path in OPEN_PATHS:
-                assert response.status_code == 200 and response.json() == {"status": "ok"}
+            if not operation.needs_key:
+                assert response.status_code == 200 and "tiny" not in response.text
+                assert operation.path in page or response.json() == {"status": "ok"}
             else:
                 assert response.status_code == 401, where
                 assert "tiny" not in response.text and response.headers["www-authenticate"] == "Bearer"

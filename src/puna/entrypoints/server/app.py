@@ -15,7 +15,7 @@ from puna.entrypoints.server.gate import Gate, refuse_route
 from puna.entrypoints.server.host import ModelHost
 from puna.entrypoints.server.openapi import openapi_document
 from puna.entrypoints.server.operation import Operation
-from puna.entrypoints.server.routes import adapters, anthropic, files, ollama, openai, operations, responses, texts
+from puna.entrypoints.server.routes import adapters, anthropic, files, ollama, openai, operations, page, responses, texts
 from puna.entrypoints.server.routes.openai import json_response
 from puna.entrypoints.server.settings import ServerSettings
 from puna.entrypoints.server.state import Server
@@ -25,7 +25,7 @@ __all__ = ["all_operations", "create_app"]
 
 def all_operations() -> tuple[Operation, ...]:
     """Every route of the server. A module of routes that is new is named here."""
-    modules = (openai, adapters, texts, responses, files, anthropic, ollama, operations)
+    modules = (page, openai, adapters, texts, responses, files, anthropic, ollama, operations)
     return tuple(operation for module in modules for operation in module.OPERATIONS)
 
 
@@ -64,9 +64,10 @@ def create_app(settings: ServerSettings, host: ModelHost) -> Starlette:
         tag="Operations",
         is_hidden=True,
     )
+    open_paths = frozenset(operation.path for operation in served if not operation.needs_key)
     app = Starlette(
         routes=[operation.route() for operation in (*served, shown)],
-        middleware=[Middleware(Gate, server=server)],
+        middleware=[Middleware(Gate, server=server, open_paths=open_paths)],
         exception_handlers={HTTPException: refuse_route},
         lifespan=lifespan,
     )

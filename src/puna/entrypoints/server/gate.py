@@ -18,10 +18,7 @@ from puna.entrypoints.server.problems import Refusal, problem
 from puna.entrypoints.server.state import Server
 from puna.errors import PunaError
 
-__all__ = ["OPEN_PATHS", "Gate", "refuse_route"]
-
-OPEN_PATHS: Final = frozenset({"/health", "/ping"})
-"""Routes that need no key: whether the server is alive, and nothing else."""
+__all__ = ["Gate", "refuse_route"]
 
 _ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _METHODS: Final = "GET, POST, DELETE, OPTIONS"
@@ -35,11 +32,13 @@ class Gate:
     Args:
         app: The routes.
         server: What they share.
+        open_paths: Paths of routes that need no key.
     """
 
-    def __init__(self, app: ASGIApp, server: Server) -> None:
+    def __init__(self, app: ASGIApp, server: Server, open_paths: frozenset[str]) -> None:
         self._app = app
         self._server = server
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -101,7 +100,7 @@ class Gate:
                     "Access-Control-Max-Age": "600",
                 }
             return PlainTextResponse("", 204, more)
-        if scope["path"] not in OPEN_PATHS:
+        if scope["path"] not in self._open_paths:
             tenant = self._server.keys.identify(HTTPConnection(scope))
             state["tenant"] = tenant
             state["timeline"] = self._server.timelines.begin(state["id"], tenant.name, scope["path"])

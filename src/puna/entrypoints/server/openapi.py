@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from puna import __version__
-from puna.entrypoints.server.gate import OPEN_PATHS
 from puna.entrypoints.server.operation import Operation
 from puna.entrypoints.server.schemas import SCHEMAS, reference
 
@@ -77,7 +76,7 @@ def _operation(operation: Operation, has_keys: bool) -> dict[str, Any]:
         content = {operation.body_media_type: {"schema": _schema(operation.body)}}
         result["requestBody"] = {"required": True, "content": content}
     result["responses"] = _responses(operation)
-    if has_keys and operation.path not in OPEN_PATHS:
+    if has_keys and operation.needs_key:
         result["security"] = [{"key": []}]
     return result
 
@@ -101,6 +100,6 @@ def _responses(operation: Operation) -> dict[str, Any]:
         if status in _MORE:
             responses[str(status)] = {"description": _MORE[status], "content": failure}
     responses["200"] = success
-    if path in OPEN_PATHS:
+    if not operation.needs_key:
         return {"200": success, "503": {**success, "description": "It is not ready."}, "431": responses["431"]}
     return dict(sorted(responses.items()))

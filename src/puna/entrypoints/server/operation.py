@@ -32,6 +32,7 @@ class Operation:
         statuses: Statuses that it answers, beside those of errors that any route may answer.
         query: Query parameters: name -> JSON schema.
         is_hidden: Not in the document.
+        needs_key: Whether a key is asked for, where there are any; False only for what tells nothing.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Operation:
     statuses: tuple[int, ...] = (200,)
     query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     is_hidden: bool = False
+    needs_key: bool = True
 
     def route(self) -> Route:
         """The route, which notes its path for metrics."""

@@ -61,6 +61,7 @@ OPERATIONS: Final = (
         tag="Operations",
         response=_STATUS,
         statuses=(200, 503),
+        needs_key=False,
     ),
     Operation(
         method="GET",
@@ -70,6 +71,7 @@ OPERATIONS: Final = (
         tag="Operations",
         response=_STATUS,
         statuses=(200, 503),
+        needs_key=False,
     ),
     Operation(
         method="GET",
