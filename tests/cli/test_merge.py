@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +299,69 @@ def test_full_disk(
         assert run(["merge", str(model), str(adapter), str(tmp_path / out)]) == 1
         assert "No space left" in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
+
+
+_INTERRUPTED = """
+import os, signal, sys, time
+from puna.conversion import merge
+from puna.entrypoints.cli import main
+plain, number = merge._merged, int(sys.argv.pop(1))
+def slow(*arguments):
+    if not os.path.exists("started"):
+        open("started", "w").close()
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    return plain(*arguments)
+merge._merged = slow
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", ["out", "out.gguf"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted(directory: Path, adapter: Path, tmp_path: Path, out: str, number: signal.Signals) -> None:
+    """What there was stays; Ctrl-C leaves nothing behind, and the same command does its work afterwards."""
+    command = ["merge", str(directory), str(adapter), str(tmp_path / out), "--force"]
+    assert run(command) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    program = [sys.executable, "-c", _INTERRUPTED, str(int(number)), *command]
+    process = subprocess.run(program, cwd=tmp_path, capture_output=True, timeout=30, check=False)
+    assert process.returncode != 0 and b"Traceback" not in process.stderr
+    (tmp_path / "started").unlink()
+    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: left.get(path) for path in before} == before
+    if number == signal.SIGINT:
+        assert left.keys() == before.keys()
+    assert run(command) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+_PEAK = """
+import sys
+from puna.entrypoints.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+lines = open("/proc/self/status").read().splitlines()
+print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+def test_one_tensor_at_a_time_is_in_memory(tmp_path: Path) -> None:
+    """The peak, mapped files included, does not grow with the number of layers."""
+    peaks: dict[str, list[int]] = {"out": [], "out.gguf": []}
+    for layers in (2, 32):
+        sizes = {**SHAPE, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": layers}
+        model = write_model(tmp_path / f"hf{layers}", "llama", **sizes)
+        shapes = module_shapes(tiny_config("llama", **sizes), ("gate_proj", "up_proj", "down_proj"))
+        adapter = write_peft(tmp_path / f"adapter{layers}", random_pairs(shapes, 4, 1))
+        for out, found in peaks.items():
+            program = [sys.executable, "-c", _PEAK, "merge", str(model), str(adapter), str(tmp_path / out), "--force"]
+            text = subprocess.run([*program, "--json"], stdout=subprocess.PIPE, timeout=120, check=True).stdout
+            found.append(int(text.split()[-1]))
+        whole = sum(path.stat().st_size for path in model.iterdir())
+    for out, (small, large) in peaks.items():
+        assert (large - small) * 1024 < whole / 4, (out, peaks, whole)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from puna.entrypoints.llm import LLM
 from puna.errors import AdapterError, AdapterExistsError, AdapterNotFoundError, InvalidRequestError
 from puna.pipelines.request import GenerateRequest
 from puna.pipelines.sampling_params import SamplingParams
+from puna.structured_output import StructuredOutputsParams
 from support.adapters import module_shapes, random_pairs, write_peft
 from support.tiny_model import CONFIG, write_tiny_model
 
@@ -110,6 +113,27 @@ def test_prompts_are_read_with_adapters(files: Path) -> None:
     logits = llm.logits([ids[1]], adapter="b")[0].astype(np.float64)
     wanted = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(likely[1], wanted[np.arange(len(ids[1]) - 1), ids[1][1:]], atol=1e-5)
+
+
+def test_texts_under_grammars(files: Path) -> None:
+    """Each follows its grammar, and has the same bits alone and in a crowd of other adapters and free texts."""
+    structures = [StructuredOutputsParams(regex="[a-f]{3,6}-[0-9]{2}"), None,
+                  StructuredOutputsParams(choice=["Hello, world", "Hello, moon", "nobody"])]  # fmt: skip
+    asked = [
+        (name, replace(GREEDY, temperature=1.2, seed=i, structured_outputs=structure, ignore_eos=structure is None))
+        for i, structure in enumerate(structures)
+        for name in ("a", None, "b")
+    ]
+    lone = load(files, enable_prefix_caching=False)
+    expected = [lone.generate("Hello", params, adapter=name)[0] for name, params in asked]
+    for place in range(3):
+        assert re.fullmatch("[a-f]{3,6}-[0-9]{2}", expected[place].outputs[0].text)
+        assert expected[6 + place].outputs[0].text in ("Hello, world", "Hello, moon", "nobody")
+    narrow = {"max_num_loras": 1, "max_num_seqs": 8, "max_num_batched_tokens": 16}
+    for options in ({"max_num_seqs": 20, "block_size": 4}, narrow):
+        crowd = load(files, **options)
+        outputs = crowd.generate(["Hello"] * len(asked), [p for _, p in asked], adapter=[name for name, _ in asked])
+        assert list(map(facts, outputs)) == list(map(facts, expected))
 
 
 def test_a_name_gets_new_weights_while_a_request_runs(files: Path, alone: dict[Any, Any]) -> None:
