@@ -64,8 +64,9 @@ $(VENV)/.dev: $(VENV)/.built tools/constraints.txt
 	flock $(VENV)/.lock $(PIP) install --quiet --no-build-isolation -c tools/constraints.txt -e '.[dev]'
 	@touch $@
 
+# In two processes: few tests keep two processors busy. Slow tests have the machine for themselves, since some measure time.
 test: dev
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) --ignore=tests/oracle -m "not slow and not oracle"
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -n 2 --dist worksteal --ignore=tests/oracle -m "not slow and not oracle"
 
 slow: dev
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --ignore=tests/oracle -m "slow and not oracle"

@@ -37,6 +37,7 @@ def writer() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_files_are_what_the_writer_writes(tmp_path: Path) -> None:
     """Whoever changes a bit has to say so by writing them again."""
     writer().write_all(tmp_path)

@@ -96,13 +96,12 @@ def test_generated_tokens_are_those_of_the_reference(checkpoints: Any, family: s
     found = generated(directory, vocab_size)
     reference = load_family(directory, "reference", max_length=48)
     for request, tokens in zip(requests(vocab_size), found, strict=True):
-        text = list(request.token_ids or ())
-        length = len(text)
-        for token in tokens:
-            # dynamic frequencies belong to the prompt's length, all others to the text's
-            lengths = [length] if rope == "dynamic" else None
-            assert token == all_logits(reference, [text], lengths=lengths)[0][-1].argmax()
-            text.append(token)
+        prompt = list(request.token_ids or ())
+        texts = [[*prompt, *tokens[:count]] for count in range(len(tokens))]
+        # dynamic frequencies belong to the prompt's length, all others to the text's
+        lengths = [len(prompt)] * len(texts) if rope == "dynamic" else None
+        expected = tuple(int(rows[-1].argmax()) for rows in all_logits(reference, texts, lengths=lengths))
+        assert tokens == expected
     # Qwen's windows have no form in GGUF either
     if gguf.exists() and family not in ("qwen2", "qwen3"):
         assert generated(gguf, vocab_size) == found

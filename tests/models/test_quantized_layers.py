@@ -125,7 +125,7 @@ def test_any_layers_may_be_quantized(tmp_path: Path, scheme: str, kept: str, tie
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("scheme", ["gptq1-4-32-asym", "fp8-channel"])
+@pytest.mark.parametrize("scheme", ["gptq1-4-32-asym", pytest.param("fp8-channel", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(checkpoints: Any, family: str, scheme: str) -> None:
     quantized, meant = checkpoints(family, scheme)

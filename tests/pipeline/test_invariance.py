@@ -22,7 +22,7 @@ from support.family_model import random_prompt
 from support.gguf_checkpoints import random_blocks, write_gguf
 from support.real_loop import Outcome, RealLoop, request
 from support.tiny_tokenizers import byte_level_tokenizer_json
-from support.variants import VARIANTS
+from support.variants import SCALAR_IS_SLOW, VARIANTS
 
 KV_TYPES = ["float32", "float16", "bfloat16", "int8"]
 PAGE_SIZES, THREADS = (1, 7, 16), (1, 2, 5)
@@ -110,7 +110,7 @@ def subjects(models: Any) -> Any:
     return cache(lambda name, kv_type, _variant: Subject(models[name], kv_type))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SCALAR_IS_SLOW)
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("name", ["float", "coded"])
 def test_bits_do_not_depend_on_how_a_request_is_computed(

@@ -23,7 +23,7 @@ def test_step_gives_the_tokens_of_the_model() -> None:
     assert Rig().tokens([context([3, 1, 4, 1, 5])]) == [expected_greedy([3, 1, 4, 1, 5], 10, 50, one_regime)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
     num_requests=st.integers(1, 6),

@@ -222,7 +222,9 @@ class TestTurnsOfSeveralPasses:
 class TestBrokenWeights:
     """Weights that are no numbers end in an error, never in a text; requests that do not meet them go on."""
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize(
+        "value", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow), pytest.param(-np.inf, marks=pytest.mark.slow)]
+    )
     @pytest.mark.parametrize("family", FAMILIES)
     def test_every_tensor(self, tmp_path: Path, family: str, value: float) -> None:
         tensors = tiny_tensors(tiny_config(family))

@@ -16,6 +16,11 @@ VARIANTS = [
     for variant in _native.compiled_variants()
 ]
 
+SCALAR_IS_SLOW = [
+    pytest.param(*item.values, marks=[*item.marks, *([pytest.mark.slow] if item.values[0] == "scalar" else [])])
+    for item in VARIANTS
+]
+
 
 def is_on_tiles(variant: str, format: str) -> bool:
     """Whether a variant multiplies BF16 weights in an order of its own, as docs/numerics.md says of amx."""
