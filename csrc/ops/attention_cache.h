@@ -124,9 +124,10 @@ PUNA_INLINE int64_t operand_place(int64_t c) { return c / 4 * 4 + c % 2 * 2 + c 
 
 // ---- one KV head of a block -------------------------------------------------------------------------------------------
 
-// The head in a block and in the block that is read after it. Whoever reads bytes of a place asks for the same bytes of
-// the next block's: pages lie anywhere, which no prefetcher foresees. Into the second level, since rows that are a power
-// of two apart would push each other out of the first.
+// The head in a block and in the block that is read after it. Whoever reads places asks for as many lines of the next
+// block's: pages lie anywhere, which no prefetcher foresees. Evenly, a line every few steps, since a core waits for few
+// lines at a time, and loads from the second level queue behind a burst of them. Into the second level, since rows that
+// are a power of two apart would push each other out of the first.
 struct Head {
   const uint8_t* keys;     // of row 0
   const uint8_t* values;
@@ -138,14 +139,9 @@ struct Head {
   PUNA_INLINE void ask(const uint8_t* address) { __builtin_prefetch(address, 0, 2); }
 };
 
-// Bytes offset … offset + kTransposedBytes - 1 of the keys of places 16·group …, transposed; zeros past their end.
+// Bytes offset … offset + kTransposedBytes - 1 of the keys in sixteen rows, transposed; zeros past their end.
 template <KvType type>
-PUNA_INLINE void key_columns(const Head& head, int group, const uint8_t* const* rows, int64_t offset,
-                             Columns& columns) {
-  if (offset % 64 == 0) {
-#pragma GCC unroll kUnroll
-    for (int i = 0; i < 16; ++i) Head::ask(head.keys + head.next[16 * group + i] + offset);
-  }
+PUNA_INLINE void key_columns(const Head& head, const uint8_t* const* rows, int64_t offset, Columns& columns) {
   if (offset + kTransposedBytes <= head.head_bytes) {
     Cached<type>::transpose(rows, offset, columns);
     return;
@@ -172,6 +168,11 @@ PUNA_INLINE void for_key_columns(const Head& head, int group, F f) {
     Vector vectors[G];
 #pragma GCC unroll kUnroll
     for (int g = 0; g < G; ++g) vectors[g] = Cached<type>::column(of_groups[g], i);
+    if (4 * i % kSteps == 0) {  // four of sixteen lines in each of the four times that a line is transposed
+      const int64_t part = begin / kSteps, place = 4 * (part % 4) + 4 * i / kSteps;
+#pragma GCC unroll kUnroll
+      for (int g = 0; g < G; ++g) Head::ask(head.keys + head.next[16 * (group + g) + place] + part / 4 * 64);
+    }
     f(begin + i, vectors);
   };
   for (int64_t begin = 0; begin < depth; begin += kTransposed * kSteps) {
@@ -179,7 +180,7 @@ PUNA_INLINE void for_key_columns(const Head& head, int group, F f) {
     for (int64_t n = 0; n < count; ++n) {
       const int64_t offset = (begin / kSteps + n) * kTransposedBytes;
 #pragma GCC unroll kUnroll
-      for (int g = 0; g < G; ++g) key_columns<type>(head, group + g, rows + 16 * g, offset, columns[n][g]);
+      for (int g = 0; g < G; ++g) key_columns<type>(head, rows + 16 * g, offset, columns[n][g]);
     }
     through_memory(columns);
     for (int64_t n = 0; n < count; ++n) {
@@ -207,13 +208,15 @@ void copy_keys(const Head& head, Range places, typename Cached<type>::Word* keys
 // Elements c … c + 15 of the values at step `step` of the depth; all sixteen are there.
 template <KvType type>
 PUNA_INLINE typename Cached<type>::Vector value_vector(const Head& head, int64_t step, int64_t c) {
-  constexpr int64_t kBytes = Cached<type>::kBytes;
+  constexpr int64_t kBytes = Cached<type>::kBytes, kOfLine = 4 / kBytes;  // vectors in a line
   const uint8_t* base = head.values + c * kBytes;
+  // AVX2 passes over the places once for each vector: passes over the same lines ask for them in turn.
+  const bool asks = c / 16 % kOfLine == (kParts == 2 ? step % kOfLine : 0);
   if constexpr (Cached<type>::kPositions == 1) {
-    if (c * kBytes % 64 == 0) Head::ask(base + head.next[step]);
+    if (asks) Head::ask(base + head.next[step]);
     return Cached<type>::value(base + head.offsets[step]);
   } else {
-    if (c * kBytes % 64 == 0) {
+    if (asks) {
       Head::ask(base + head.next[2 * step]);
       Head::ask(base + head.next[2 * step + 1]);
     }
