@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,18 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         (path / "adapter_config.json").write_bytes(content)
         refused(path, "is not JSON|is no JSON object|recursion")
     (path / "adapter_config.json").write_bytes(b" " * ((1 << 20) + 1))
-    refused(path, "at most 1048576 are read")
+    refused(path, "at most 1048576 bytes are read")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        for make in (os.mkfifo, os.mkdir):
+            path = write_peft(tmp_path / f"{make.__name__}_{name}", PAIRS)
+            (path / name).unlink()
+            make(path / name)
+            refused(path, "is not a regular file")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    refused(tmp_path / "pipe.gguf", "is not a regular file")
 
 
 def test_links_do_not_leave_the_directory(tmp_path: Path) -> None:
@@ -233,6 +245,23 @@ def test_damaged_files_give_one_kind_of_error(tmp_path: Path, data: st.DataObjec
         content[data.draw(st.integers(0, min(len(content), 900) - 1))] = data.draw(st.integers(0, 255))
     del content[data.draw(st.integers(1, len(content))) :]
     (path / name).write_bytes(bytes(content))
+    try:
+        read(path)
+    except AdapterError as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_damaged_gguf_files_give_one_kind_of_error(tmp_path: Path, data: st.DataObject) -> None:
+    pairs = random_pairs({"blk.0.attn_q": (64, 64), "blk.1.ffn_down": (64, 96)}, 4, 1)
+    path = write_gguf_adapter(tmp_path / "a.gguf", pairs, 8.0)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, 500))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(1, len(content))) :]
+    path.write_bytes(bytes(content))
     try:
         read(path)
     except AdapterError as error:

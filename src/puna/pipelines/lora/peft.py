@@ -116,12 +116,15 @@ class _Config:
 
     @classmethod
     def read(cls, path: Path) -> _Config:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise WeightsError("is not a regular file", file=path)
         try:
-            raw = path.read_bytes()
+            with path.open("rb") as file:
+                raw = file.read(_MAX_CONFIG_BYTES + 1)
         except OSError as error:
             raise WeightsError(f"cannot be read: {error.strerror}", file=path) from error
         if len(raw) > _MAX_CONFIG_BYTES:
-            raise WeightsError(f"has {len(raw)} bytes, at most {_MAX_CONFIG_BYTES} are read", file=path)
+            raise WeightsError(f"is too large: at most {_MAX_CONFIG_BYTES} bytes are read", file=path)
         try:
             values = json.loads(raw)
         except (ValueError, RecursionError) as error:
