@@ -3,7 +3,8 @@
 # make check   style, types, layers, sanitizers, NEON         make slow     the slow tests
 # make oracles comparison with torch, transformers, llama.cpp make wheel    a wheel, run without a compiler
 # make clients the server with clients of others, and schemathesis; make soak: an hour of mixed traffic
-# make bench   speed of MODEL                              make gate     kernels against a calibration loop
+# make bench   speed of MODEL (make bench-model), and what adapters cost beside a merged model and llama.cpp (bench-adapters)
+# make gate    kernels against a calibration loop
 # make versus  Puna and llama.cpp in turn, same files; versus-vllm: and vLLM
 # make conformance  the table of docs/models.md, from a run of its comparisons
 # make divergence  how far from float32 logits are, beside llama.cpp; writes the table of docs/numerics.md
@@ -27,7 +28,7 @@ REPLAY_CASES := tests/kernels/cases
 CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL
 
-.PHONY: run build dev test slow clients soak check lint sanitize sanitize-address sanitize-thread neon oracles conformance wheel bench gate versus versus-vllm divergence quantization oracles-ready clean distclean
+.PHONY: run build dev test slow clients soak check lint sanitize sanitize-address sanitize-thread neon oracles conformance wheel bench bench-model bench-adapters gate versus versus-vllm divergence quantization oracles-ready clean distclean
 .DELETE_ON_ERROR:
 
 run: build
@@ -159,10 +160,15 @@ neon: $(VENV)/.tools
 soak: dev
 	PYTHONPATH=tests $(BIN)/python benchmarks/soak.py --seconds 3600
 
-bench: build
+bench: bench-model bench-adapters
+
+bench-model: build
 	@$(BIN)/puna pull $(MODEL) >/dev/null
 	@$(BIN)/puna bench $(MODEL)
 	@printf '\nWhere the time goes: puna bench %s --test tg64 --trace trace.json. Beside llama.cpp: make versus.\n' $(MODEL)
+
+bench-adapters: dev
+	@$(BIN)/python benchmarks/adapters.py
 
 gate: dev
 	@$(BIN)/python benchmarks/gate.py

@@ -49,7 +49,8 @@ def puna(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 def ways(adapter: str) -> list[list[str]]:
     """How a command is told an adapter: by its path, or by a name that stands for the path."""
-    return [["--adapter", adapter], ["--lora-paths", f"b={adapter}", "--adapter", "b"]]
+    named = [[option, f"b={adapter}", "--adapter", "b"] for option in ("--lora-paths", "--lora-modules")]
+    return [["--adapter", adapter], *named]
 
 
 def test_texts(puna: Puna, tiny: str, adapter: str, llm: LLM) -> None:

@@ -47,7 +47,7 @@ def merge_by_peft(base: Path, directory: Path, options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "olmo"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "olmo", "gemma2", "gemma3_text"])
 def test_merged_models_are_those_of_peft(family: str, kind: str, tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", family, tie_word_embeddings=False)
     expected = merge_by_peft(base, tmp_path / "adapter", ADAPTERS[kind])

@@ -12,8 +12,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from puna.entrypoints import loading
 from puna.entrypoints.llm import LLM
-from puna.errors import AdapterError, AdapterExistsError, AdapterNotFoundError, InvalidRequestError
+from puna.errors import (
+    AdapterError,
+    AdapterExistsError,
+    AdapterNotFoundError,
+    InsufficientMemoryError,
+    InvalidRequestError,
+)
+from puna.pipelines.kv_cache import MachineMemory
 from puna.pipelines.request import GenerateRequest
 from puna.pipelines.sampling_params import SamplingParams
 from puna.structured_output import StructuredOutputsParams
@@ -195,6 +203,15 @@ def test_memory_holds_what_was_asked_for_last(files: Path, alone: dict[Any, Any]
     with pytest.raises(AdapterError, match="no room beside what is pinned"):
         llm.load_lora_adapter("again", files / "b")
     assert {info.name for info in llm.list_lora_adapters() if info.is_pinned} == {"a"}
+
+
+def test_memory_of_adapters_is_not_given_to_the_cache(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "machine_memory", lambda: MachineMemory(1 << 30, 200 << 20))
+    resident = sum(info.nbytes for info in load(files, kv_cache_memory=150 << 20).list_lora_adapters())
+    load(files, lora_memory=resident, kv_cache_memory=150 << 20)  # what is loaded already is no longer available
+    with pytest.raises(InsufficientMemoryError, match="KV cache"):
+        load(files, lora_memory=100 << 20, kv_cache_memory=150 << 20)
+    load(files, lora_memory=100 << 20, kv_cache_memory=90 << 20)
 
 
 def test_a_file_that_changed_is_not_read_again_silently(files: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,45 @@ def test_streams_name_their_adapter(served: Served) -> None:
     assert start["message"]["model"] == "a"
     assert served.post("/api/generate", model="a:latest").json()["model"] == "a"  # nothing is asked
     assert "a" in {entry["name"] for entry in served.client.get("/api/tags").json()["models"]}
+
+
+def test_swaps_while_requests_run(files: Path) -> None:
+    """Whoever began with an adapter gets its text to the end; whoever names what is gone is told so."""
+    engine = {"enable_lora": True, "max_num_loras": 2, "enable_weight_cache": False}
+    with serving(files / "model", engine=engine, lora_dir=files / "adapters") as server:
+
+        def text_of(model: str) -> tuple[int, str | None]:
+            reply = server.post("/v1/completions", **{**ASKED, "max_tokens": 24}, model=model)
+            return reply.status_code, reply.json()["choices"][0]["text"] if reply.status_code == 200 else None
+
+        wanted = {}
+        for name in "ab":
+            assert server.post("/v1/load_lora_adapter", lora_name=name, lora_path=name).status_code == 200
+            wanted[name] = text_of(name)
+        bare = text_of(NAME)
+        assert len({wanted["a"], wanted["b"], bare}) == 3
+
+        def swap() -> list[int]:
+            """`x` is a, then b, then nothing, again and again."""
+            statuses = []
+            for number in range(24):
+                body = {"lora_name": "x", "lora_path": "ab"[number % 2], "load_inplace": True}
+                statuses.append(server.post("/v1/load_lora_adapter", **body).status_code)
+                if number % 2:
+                    statuses.append(server.post("/v1/unload_lora_adapter", lora_name="x").status_code)
+            return statuses
+
+        with ThreadPoolExecutor(4) as pool:
+            swaps = pool.submit(swap)
+            answers: dict[str, set[Any]] = {"x": set(), "a": set(), NAME: set()}
+            while not swaps.done():
+                for model, answer in zip(answers, pool.map(text_of, answers), strict=True):
+                    answers[model].add(answer)
+            assert set(swaps.result()) == {200}
+        assert answers["a"] == {wanted["a"]} and answers[NAME] == {bare}
+        assert answers["x"] <= {wanted["a"], wanted["b"], (404, None)}
+        assert names(server) == [NAME, "a", "b"]
+        server.wait(lambda: server.used_blocks() == 0)
 
 
 @pytest.mark.parametrize(
