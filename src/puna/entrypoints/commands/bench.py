@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from puna.entrypoints.commands.bench_serve import bench_serve
 from puna.entrypoints.console import note, print_json, progress
 from puna.errors import InvalidRequestError
 
@@ -45,10 +46,13 @@ def _parse_specs(_ctx: click.Context, _param: click.Parameter, names: tuple[str,
 
 @click.group(cls=_BenchGroup)
 def bench() -> None:
-    """Measure how fast a model runs here.
+    """Measure how fast a model runs here, or what a server's clients wait for.
 
     `puna bench MODEL` is `puna bench run MODEL`.
     """
+
+
+bench.add_command(bench_serve)
 
 
 @bench.command()
