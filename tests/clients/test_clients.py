@@ -209,10 +209,10 @@ def test_schemathesis(path: str, tmp_path: Path) -> None:
     limits = {"max_output_tokens": 8, "request_timeout_s": 5.0, "max_choices": 16}
     engine = {"max_num_seqs": 16, "max_model_len": 128}
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    with serving(path, engine=engine, limits=limits, storage_dir=tmp_path / "state") as served:
+    with serving(path, engine=engine, limits=limits, storage_dir=tmp_path / "state", lora_dir=tmp_path) as served:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{served.url}/openapi.json", "--workers", "2"]
         command += ["--checks", f"{checks},negative_data_rejection", "--phases", "examples,coverage,fuzzing"]
-        command += ["--max-examples", "50", "--seed", "1", "--request-timeout", "30", "--continue-on-failure"]
+        command += ["--max-examples", "25", "--seed", "1", "--request-timeout", "30", "--continue-on-failure"]
         command += ["--suppress-health-check", "all"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=1800, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-6000:]

@@ -183,7 +183,7 @@ def test_nothing_is_loaded_without_a_directory(files: Path) -> None:
     with serving(files / "model", engine={"enable_weight_cache": False}) as server:
         for route in ("load", "unload"):
             reply = server.post(f"/v1/{route}_lora_adapter", lora_name="a", lora_path="a")
-            assert (reply.status_code, reply.json()["error"]["code"]) == (501, "adapters_disabled")
+            assert (reply.status_code, reply.json()["error"]["code"]) == (404, "adapters_disabled")
         assert names(server) == [NAME]
 
 

@@ -123,7 +123,7 @@ def test_what_is_refused(served: Served, path: str) -> None:
     ):
         assert served.post("/v1/batches", **{**good, **change}).status_code == status
     with serving(path) as without:
-        assert without.client.get("/v1/files").status_code == 501
+        assert without.client.get("/v1/files").json()["error"]["code"] == "no_storage"
 
 
 @pytest.mark.slow

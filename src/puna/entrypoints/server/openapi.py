@@ -27,8 +27,7 @@ _ERRORS: Final[Mapping[int, str]] = {
 }
 _OF_READING: Final = frozenset({401, 404, 431, 500, 503})  # what a route without a body may answer
 _MORE: Final[Mapping[int, str]] = {
-    409: "It has ended already.",
-    501: "This server keeps no files.",
+    409: "It has ended, or exists, already.",
 }
 
 

@@ -43,7 +43,7 @@ async def _read(request: Request, known: set[str]) -> tuple[Server, Path, dict[s
     directory = server.settings.lora_dir
     if directory is None:
         message = "adapters cannot be loaded by request; --lora-dir DIR lets them be loaded from there"
-        raise Refusal(501, "adapters_disabled", message)
+        raise Refusal(404, "adapters_disabled", message)
     server.host.require_ready()
     body = await read_object(request, server.limits)
     if unknown := sorted(body.keys() - known):
@@ -97,6 +97,7 @@ OPERATIONS: Final = (
             },
         },
         media_types=("text/plain",),
+        statuses=(200, 409),
     ),
     Operation(
         method="POST",

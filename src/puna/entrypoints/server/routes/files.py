@@ -31,13 +31,13 @@ _FIELDS: Final = frozenset({"input_file_id", "endpoint", "completion_window", "m
 
 def _files(server: Server) -> FileStore:
     if server.files is None:
-        raise Refusal(501, "no_storage", "this server keeps no files (--no-storage)")
+        raise Refusal(404, "no_storage", "this server keeps no files (--no-storage)")
     return server.files
 
 
 def _batches(server: Server) -> Batches:
     if server.batches is None:
-        raise Refusal(501, "no_storage", "this server keeps no batches (--no-storage)")
+        raise Refusal(404, "no_storage", "this server keeps no batches (--no-storage)")
     return server.batches
 
 
@@ -179,7 +179,7 @@ _PAGE: Final[Mapping[str, Mapping[str, Any]]] = {
 def _operation(
     method: str, path: str, endpoint: Callable[[Request], Any], summary: str, response: str | None, **more: Any
 ) -> Operation:
-    statuses = more.pop("statuses", (200, 404, 501))
+    statuses = more.pop("statuses", (200, 404))
     return Operation(
         method=method,
         path=path,
@@ -205,5 +205,5 @@ OPERATIONS: Final = (
     _operation("GET", "/v1/batches", _list_batches, "The batches that are known.", "BatchList", query=_PAGE),
     _operation("GET", "/v1/batches/{batch_id}", _batch, "How far a batch is.", "Batch"),
     _operation("POST", "/v1/batches/{batch_id}/cancel", _cancel, "End a batch.", "Batch",
-               statuses=(200, 404, 409, 501)),
+               statuses=(200, 404, 409)),
 )  # fmt: skip
