@@ -129,7 +129,6 @@ class TestRuntimeConfig:
             {"force": True},
             {"prefer_module_v3": True},
             {"custom_architectures": ["mine"]},
-            {"thinking_temperature": 0.5},
         ],
         ids=str,
     )

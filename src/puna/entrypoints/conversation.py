@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from puna.entrypoints.reasoning import detect_reasoning
 from puna.entrypoints.tool_calls import FORMATS, MessageParser, detect_format
 from puna.entrypoints.tool_calls.grammars import behind_reasoning, tool_grammar
 from puna.entrypoints.tool_calls.options import ToolOptions, read_tools
 from puna.errors import InvalidRequestError
 from puna.pipelines.request import GenerateRequest
+from puna.pipelines.thinking import ThinkingSection
 from puna.structured_output.grammars import grammar_of, literal
 from puna.tokenization import ChatTemplate, Tokenizer
 
@@ -103,7 +106,7 @@ class Conversations:
                 f"this model's chat template speaks of no known form of tool calls; known are: {', '.join(FORMATS)}",
                 param="tools",
             )
-        is_open = self._reasoning is not None and prompt.rstrip().endswith(self._reasoning.begin)
+        is_open = self._is_open(prompt)
         grammar, param = self._grammar(request, options)
         if grammar is not None and self._reasoning is not None:
             grammar = behind_reasoning(grammar, self._reasoning, is_open, self._mark)
@@ -115,6 +118,26 @@ class Conversations:
             is_open,
         )
         return Reading(parser, grammar, param, self._shown)
+
+    def thinking(self, prompt: Sequence[int], rendered: str | None) -> ThinkingSection | None:
+        """Where the reasoning of an answer is, in tokens; None: the template marks none, or not with one token each.
+
+        Args:
+            prompt: The prompt's tokens.
+            rendered: The conversation as the template rendered it, or None: the prompt is a text of the caller's own.
+        """
+        known = self._reasoning
+        if known is None:
+            return None
+        begin, end = (self._tokenizer.token_to_id(mark) for mark in (known.begin, known.end))
+        if begin is None or end is None:
+            return None
+        if rendered is None:
+            return ThinkingSection.behind(np.array(prompt, dtype=np.int64), begin, end)
+        return ThinkingSection(begin, end, self._is_open(rendered))
+
+    def _is_open(self, prompt: str) -> bool:
+        return self._reasoning is not None and prompt.rstrip().endswith(self._reasoning.begin)
 
     def _grammar(
         self, request: GenerateRequest, options: ToolOptions | None

@@ -22,6 +22,7 @@ from puna.pipelines.prompt_reading import LogprobReader
 from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.request import GenerateRequest
 from puna.pipelines.sampling_params import SamplingParams
+from puna.pipelines.thinking import ThinkingSection
 from puna.structured_output import ConstraintState, GrammarCompiler, Vocabulary
 from puna.tokenization import Tokenizer
 
@@ -233,6 +234,8 @@ class Preparation:
         elif request.tools:
             raise InvalidRequestError("are for conversations", param="tools")
         context = self._context(request, ids, adapter, self._matcher(params, reading))
+        if params.thinking_temperature is not None:
+            context.thinking = self._thinking(ids, text if request.messages is not None else None)
         # An answer is a text of its own; a continuation goes on where the prompt ends.
         return Answer(
             context,
@@ -351,8 +354,19 @@ class Preparation:
     @cached_property
     def _conversations(self) -> Conversations:
         template = self.tokenizer.chat_template
-        assert template is not None  # a prompt was rendered
+        assert template is not None  # callers looked
         return Conversations(self.tokenizer, template)
+
+    def _thinking(self, ids: Sequence[int], rendered: str | None) -> ThinkingSection:
+        has_template = self.has_tokenizer and self.tokenizer.chat_template is not None
+        found = self._conversations.thinking(ids, rendered) if has_template else None
+        if found is None:
+            raise InvalidRequestError(
+                "needs a chat template that marks the model's reasoning with one token at each end, as <think> and "
+                "</think>",
+                param="thinking_temperature",
+            )
+        return found
 
     def _matcher(self, params: SamplingParams, reading: Reading | None) -> ConstraintState | None:
         """The beginning of the grammar that a request states."""

@@ -16,6 +16,7 @@ from puna.errors import InvalidRequestError, PunaError
 from puna.pipelines.prompt_rows import PromptReader
 from puna.pipelines.request import RequestID, new_request_id
 from puna.pipelines.sampling_params import SamplingParams
+from puna.pipelines.thinking import ThinkingSection
 from puna.pipelines.tokens import TokenBuffer, ends_in_repetition
 from puna.structured_output.constraint import ConstraintState
 
@@ -184,6 +185,7 @@ class TextContext:
         mirostat: What mirostat remembers; forks share it.
         stop_reason: The token id or the word that ended the text, where it was not the end-of-sequence token.
         matcher: Where the text stands in the grammar that it must follow, or None.
+        thinking: Where the reasoning is, for a `thinking_temperature`; None: not known.
         status: Where the request stands.
         cached_prefix_length: Prompt tokens that were found in the prefix cache when it was first admitted.
         vocab_size: Tokens of the tokenizer; 0: not checked.
@@ -215,6 +217,7 @@ class TextContext:
     mirostat: MirostatState = field(default_factory=MirostatState)
     stop_reason: int | str | None = None
     matcher: ConstraintState | None = None
+    thinking: ThinkingSection | None = None
     status: GenerationStatus = GenerationStatus.ACTIVE
     cached_prefix_length: int = 0
     vocab_size: int = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Final, Literal, cast, get_args
 
@@ -89,7 +89,8 @@ class SamplingParams:
         max_tokens: At most this many tokens are generated, from 1; None: up to the context's end.
         min_tokens: No end of sequence before this many tokens, from 0.
         temperature: What logits are divided by, in [0, 2].
-        thinking_temperature: The temperature inside a reasoning section, in [0, 2]; None: the same.
+        thinking_temperature: The temperature inside the model's reasoning, in [0, 2]; None: the same. With a
+            `temperature` of 0 only what comes behind the reasoning is greedy.
         top_k: Only the k likeliest tokens; -1: all.
         top_p: Only the smallest set of likeliest tokens that reaches this probability, in [0, 1].
         min_p: Only tokens at least this many times as likely as the likeliest, in [0, 1].
@@ -213,6 +214,16 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken, always."""
         return self.top_k == 1
+
+    @cached_property
+    def while_thinking(self) -> SamplingParams:
+        """How a token of the model's reasoning is drawn."""
+        if self.thinking_temperature is None:
+            return self
+        top_k = -1 if self.temperature == 0 else self.top_k  # that 1 is the temperature's
+        return replace(
+            self, temperature=self.thinking_temperature, thinking_temperature=None, top_k=top_k, n=1, best_of=None
+        )
 
     @property
     def num_choices(self) -> int:
@@ -353,7 +364,8 @@ class SamplingParams:
             raise InvalidRequestError(f"{self.min_tokens} is above max_tokens ({self.max_tokens})", param="min_tokens")
         if self.best_of is not None and self.best_of < self.n:
             raise InvalidRequestError(f"{self.best_of} is below n ({self.n})", param="best_of")
-        if self.num_choices > 1 and (self.temperature == 0 or self.top_k == 1):
+        is_greedy = not self.thinking_temperature if self.temperature == 0 else self.top_k == 1
+        if self.num_choices > 1 and is_greedy:
             raise InvalidRequestError(
                 f"{self.num_choices} greedy continuations would be equal; sample, or ask for one",
                 param="n" if self.best_of is None else "best_of",

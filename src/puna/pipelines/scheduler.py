@@ -76,8 +76,8 @@ class Scheduler:
         """
         if context.target_endpoint is not None:
             raise InvalidRequestError("requests are not handed to other workers", param="target_endpoint")
-        if context.sampling_params.thinking_temperature is not None:
-            raise InvalidRequestError("reasoning sections are not told apart", param="thinking_temperature")
+        if context.sampling_params.thinking_temperature is not None and context.thinking is None:
+            raise InvalidRequestError("no tokens are known that mark reasoning", param="thinking_temperature")
         most = self._replicas[0].kv.max_tokens
         if len(context.tokens) > most:
             raise PromptTooLongError(len(context.tokens), most, f"the KV cache holds ({most})")

@@ -162,5 +162,5 @@ def _how(params: SamplingParams, seed: int, defaults: SamplingParamsInput) -> st
     """How tokens were chosen, and what of it the model's generation_config.json stated."""
     stated = {name: value for name, value in defaults.stated().items() if name != "stop_token_ids"}
     used = [f"{name} {value:g}" for name, value in stated.items() if getattr(params, name) == value]
-    how = "greedy" if params.is_greedy else f"seed {seed}"
+    how = "greedy" if params.is_greedy and params.while_thinking.is_greedy else f"seed {seed}"
     return f"{how}, {', '.join(used)} from generation_config.json" if used else how

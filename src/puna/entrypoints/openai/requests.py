@@ -28,7 +28,7 @@ class Endpoint(StrEnum):
 
 # Fields of one name and meaning here and there; those that OpenAI does not have are named as vLLM names them.
 _SAMPLING: Final = frozenset({
-    *("n", "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty"),
+    *("n", "temperature", "thinking_temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty"),
     *("min_tokens", "top_k", "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold"),
     *("mirostat", "mirostat_tau", "mirostat_eta", "repetition_penalty", "penalty_window", "no_repeat_ngram_size"),
     *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_window", "dry_sequence_breakers"),

@@ -70,7 +70,7 @@ _SAMPLING: Final[dict[str, Schema]] = {
     **_sampling("xtc_probability", "xtc_threshold", "mirostat_tau", "mirostat_eta", "presence_penalty"),
     **_sampling("frequency_penalty", "repetition_penalty", "penalty_window", "no_repeat_ngram_size", "dry_multiplier"),
     **_sampling("dry_base", "dry_allowed_length", "dry_window", "seed", "deadline_s", "truncate_prompt_tokens"),
-    **_sampling("prompt_logprobs"),
+    **_sampling("prompt_logprobs", "thinking_temperature"),
     "mirostat": {"enum": [0, 2, None]},
     "stop": _optional({"anyOf": [_TEXTS["anyOf"][0], {**_TEXTS["anyOf"][1], "maxItems": MAX_STOPS}]}),
     "bad_words": _optional(_TEXTS),

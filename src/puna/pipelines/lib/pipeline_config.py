@@ -94,7 +94,10 @@ class PipelineConfig:
     @property
     def sampling_params_defaults(self) -> SamplingParamsInput:
         """Defaults of requests: what the runtime options state, else what the checkpoint's generation config states."""
-        stated = SamplingParamsInput(temperature=self.runtime.temperature, top_k=self.runtime.top_k)
+        runtime = self.runtime
+        stated = SamplingParamsInput(
+            temperature=runtime.temperature, top_k=runtime.top_k, thinking_temperature=runtime.thinking_temperature
+        )
         return stated.over(self.model.sampling_params_defaults)
 
     def resolve(self) -> SupportedArchitecture:

@@ -35,7 +35,6 @@ _NOT_IMPLEMENTED: Final = (
     "prefer_module_v3",
     "force",
     "zmq_endpoint_base",
-    "thinking_temperature",
     "allow_unsupported_logprobs",
     "allow_extra_request_fields",
 )

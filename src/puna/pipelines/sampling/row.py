@@ -23,7 +23,7 @@ class SamplingRow(NamedTuple):
     """One request's part in a draw.
 
     Attributes:
-        params: How it wants its tokens.
+        params: How it wants the token.
         tokens: Prompt and generated tokens, int64 `[n]`; the drawn token's position is `n`.
         prompt_length: How many of them are the prompt.
         forbidden: Tokens that may not be drawn now, int64 `[m]`.
@@ -55,10 +55,16 @@ class SamplingRow(NamedTuple):
         """A request's part, after the tokens (int64 `[n]`) that this turn has drawn for it already."""
         assert context.seed is not None
         tokens = context.tokens.all
+        if len(drawn):
+            tokens = np.concatenate([tokens, drawn])
         params = context.sampling_params
+        if params.thinking_temperature is not None:
+            assert context.thinking is not None
+            if context.thinking.holds_next(tokens[context.admission_length :]):
+                params = params.while_thinking
         return cls(
             params,
-            np.concatenate([tokens, drawn]) if len(drawn) else tokens,
+            tokens,
             context.admission_length,
             context.get_min_token_logit_mask(len(drawn) + 1)[-1] if params.min_tokens else _NONE,
             context.seed,
