@@ -101,6 +101,15 @@ def test_an_adapter_of_zeros_is_none(files: Path, alone: dict[Any, Any]) -> None
         assert facts(llm.generate(prompt, GREEDY, adapter="zero")[0]) == alone[None, prompt]
 
 
+def test_steps_without_adapters_run_the_plain_program(files: Path, alone: dict[Any, Any]) -> None:
+    llm = load(files)
+    assert facts(llm.generate(PROMPTS[0], GREEDY)[0]) == alone[None, PROMPTS[0]]
+    further = llm.model._further_models
+    assert not any(has_adapters for *_, has_adapters in further)
+    llm.generate(PROMPTS[0], GREEDY, adapter="a")
+    assert [has_adapters for *_, has_adapters in further] == [True]
+
+
 def test_prompts_are_read_with_adapters(files: Path) -> None:
     llm = load(files)
     ids = [llm.tokenize(prompt) for prompt in PROMPTS]

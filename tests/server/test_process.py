@@ -18,8 +18,9 @@ import pytest
 
 from puna import AsyncLLM
 from puna.entrypoints.cli import run
+from support.adapters import module_shapes, random_pairs, write_peft
 from support.serving import Served, events, serving
-from support.tiny_model import write_tiny_model
+from support.tiny_model import CONFIG, write_tiny_model
 
 LONG = {"prompt": "Hello", "max_tokens": 5000, "ignore_eos": True, "stream": True, "seed": 1}
 
@@ -76,6 +77,31 @@ def test_sigterm_lets_streams_end(path: str) -> None:
         entries = [json.loads(entry) for entry in log]
         assert any(entry["logger"] == "puna.access" and entry["status"] == 200 for entry in entries)
         assert "Hello" not in "".join(log)
+
+
+@pytest.mark.slow
+def test_options_of_adapters(path: str, tmp_path: Path) -> None:
+    """MAX's name of the option or vLLM's, and a directory to load from; what cannot be used ends the process."""
+    shapes = module_shapes(CONFIG, ("q_proj", "v_proj"))
+    for number, name in enumerate("abc"):
+        write_peft(tmp_path / name, random_pairs(shapes, 4, number))
+    options = ["--lora-modules", f"a={tmp_path / 'a'}", "--lora-paths", f"b={tmp_path / 'b'}", "--max-loras", "2"]
+    with process(path, *options, "--lora-dir", str(tmp_path)) as (_, url, _log), httpx2.Client(base_url=url) as client:
+        assert client.post("/v1/load_lora_adapter", json={"lora_name": "c", "lora_path": "c"}).status_code == 200
+        models = [entry["id"] for entry in client.get("/v1/models").json()["data"]]
+        assert models[1:] == ["a", "b", "c"]
+        body = {"prompt": "Hello", "temperature": 0, "max_tokens": 8, "ignore_eos": True}
+        answers = [client.post("/v1/completions", json={**body, "model": model}).json() for model in models]
+        assert [answer["model"] for answer in answers] == models
+        assert len({answer["choices"][0]["text"] for answer in answers}) == 4
+    for bad, words in (
+        (["--lora-paths", f"a={tmp_path / 'none'}", "--enable-lora"], "does not exist"),
+        (["--lora-dir", str(tmp_path / "none")], "is no directory"),
+        (["--enable-lora", "--data-parallel-degree", "2"], "data_parallel_degree must be 1"),
+    ):
+        command = [sys.executable, "-m", "puna.entrypoints.cli", "serve", path, "--port", "0", "--no-storage", *bad]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert ended.returncode in (2, 3) and words in ended.stderr and "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow
