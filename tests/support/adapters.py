@@ -12,8 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from puna.graph.weights import WeightsFormat
+from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
+from puna.pipelines.lora import ModelProducts
+from support.tiny_model import CONFIG
+
 Array = NDArray[Any]
 Pair = tuple[Array, Array]
+PRODUCTS = ModelProducts(  # of the model of support.tiny_model
+    num_layers=2,
+    hidden_size=64,
+    intermediate_size=96,
+    vocab_size=900,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    is_interleaved=False,
+    interleaved_in={WeightsFormat.safetensors: False, WeightsFormat.gguf: True},
+    weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
+    huggingface_config=CONFIG,
+    gguf_architectures=("llama",),
+)
 
 
 def random_pairs(

@@ -14,26 +14,10 @@ from hypothesis import strategies as st
 
 from puna.engine.adapters import AdapterKey
 from puna.errors import AdapterError
-from puna.graph.weights import WeightsFormat
-from puna.pipelines.architectures.llama3.weight_adapters import gguf_state_dict, safetensors_state_dict
-from puna.pipelines.lora import LoRAAdapter, ModelProducts, read_adapter, read_updates
-from support.adapters import module_shapes, random_pairs, write_gguf_adapter, write_peft
+from puna.pipelines.lora import LoRAAdapter, read_adapter, read_updates
+from support.adapters import PRODUCTS, module_shapes, random_pairs, write_gguf_adapter, write_peft
 from support.tiny_model import CONFIG
 
-PRODUCTS = ModelProducts(
-    num_layers=2,
-    hidden_size=64,
-    intermediate_size=96,
-    vocab_size=900,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    is_interleaved=False,
-    interleaved_in={WeightsFormat.safetensors: False, WeightsFormat.gguf: True},
-    weight_adapters={WeightsFormat.safetensors: safetensors_state_dict, WeightsFormat.gguf: gguf_state_dict},
-    huggingface_config=CONFIG,
-    gguf_architectures=("llama",),
-)
 QV = module_shapes(CONFIG, ("q_proj", "v_proj"))
 PAIRS = random_pairs(QV, 4, 1)
 
