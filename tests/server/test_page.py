@@ -64,14 +64,14 @@ def test_every_file_that_is_named_is_there_and_none_is_elsewhere() -> None:
     used = set()
     for name in FILES:
         text = (PAGE / name).read_text("utf-8")
-        used |= {found for found in re.findall(r'from "\./([^"]+)"|(?:src|href)="page/([^"]+)"', text) for found in found}
+        used |= {a or b for a, b in re.findall(r'from "\./([^"]+)"|(?:src|href)="page/([^"]+)"', text)}
         without_namespaces = text.replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"(?:https?:)?//[\w-]+\.\w|@import|url\(", without_namespaces), name
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text) or (
             name == "dom.js"  # which says in a comment that they are not used
         )
         assert not re.search(r"""<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=""", text), name
-    assert used - {""} == set(FILES) - {"index.html"}
+    assert used == set(FILES) - {"index.html"}
 
 
 def test_settings_need_the_key_and_are_the_servers(served: Served) -> None:

@@ -15,7 +15,17 @@ from puna.entrypoints.server.gate import Gate, refuse_route
 from puna.entrypoints.server.host import ModelHost
 from puna.entrypoints.server.openapi import openapi_document
 from puna.entrypoints.server.operation import Operation
-from puna.entrypoints.server.routes import adapters, anthropic, files, ollama, openai, operations, page, responses, texts
+from puna.entrypoints.server.routes import (
+    adapters,
+    anthropic,
+    files,
+    ollama,
+    openai,
+    operations,
+    page,
+    responses,
+    texts,
+)
 from puna.entrypoints.server.routes.openai import json_response
 from puna.entrypoints.server.settings import ServerSettings
 from puna.entrypoints.server.state import Server

@@ -86,8 +86,8 @@ export async function* streamChat(body, signal) {
   let isWhole = false;
   for await (const data of serverSentEvents(response.body)) {
     if (data === "[DONE]") {
-      isWhole = true;
-      break;
+      isWhole = true; // and the server closes the connection
+      continue;
     }
     const event = JSON.parse(data);
     if (event.error) throw new ServerError(event.error.message, 200, String(event.error.code ?? ""));
