@@ -114,9 +114,12 @@ function parseList(lines, at, depth) {
   const items = [];
   let isLoose = false;
   let end = at;
-  while (end < lines.length) {
+  const isNext = (line) => {
+    const found = ITEM.exec(line ?? "");
+    return found !== null && found[2].slice(-1) === mark && /\d/.test(found[2]) === isOrdered && !RULE.test(line);
+  };
+  while (isNext(lines[end])) {
     const found = ITEM.exec(lines[end]);
-    if (!found || found[2].slice(-1) !== mark || /\d/.test(found[2]) !== isOrdered || RULE.test(lines[end])) break;
     const space = (found[3] ?? " ").length;
     const width = found[1].length + found[2].length + (space > 4 ? 1 : space);
     const body = [found[4] ?? ""];
@@ -139,9 +142,8 @@ function parseList(lines, at, depth) {
       }
       body.push(line.slice(Math.min(indent, width)));
     }
-    if (blanks && end < lines.length && ITEM.test(lines[end])) isLoose = true;
     items.push(parseBlocks(body, depth + 1));
-    if (blanks && !(end < lines.length && ITEM.test(lines[end]))) break;
+    if (blanks && isNext(lines[end])) isLoose = true;
   }
   return { block: { kind: "list", isOrdered, isLoose, start: parseInt(first[2], 10), items }, end };
 }

@@ -23,7 +23,7 @@ export class MessageView {
     this.isUser = message.role === "user";
     this.content = element("div", { class: "content" });
     this.reasoning = element("div", { class: "content faint" });
-    this.fold = element("details", { class: "reasoning", hidden: true }, element("summary"), this.reasoning);
+    this.fold = this.isUser ? null : element("details", { class: "reasoning" }, element("summary"), this.reasoning);
     this.note = element("p", { class: "note", hidden: true });
     this.error = element("div", { class: "error", role: "alert", hidden: true });
     this.stats = element("span", { class: "stats" });
@@ -38,8 +38,8 @@ export class MessageView {
       this.content,
       this.note,
       this.error,
-      this.extra,
       this.foot,
+      this.extra,
     );
     this.update(isRunning);
   }
@@ -51,8 +51,8 @@ export class MessageView {
     this.node.setAttribute("aria-busy", String(isRunning));
     if (this.isUser) this.content.textContent = message.content;
     else showMarkdown(this.content, message.content);
-    this.fold.hidden = !message.reasoning;
-    if (message.reasoning) {
+    if (this.fold) this.fold.hidden = !message.reasoning;
+    if (this.fold && message.reasoning) {
       this.fold.firstChild.textContent = isRunning && !message.content ? "Reasoning…" : "Reasoning";
       showMarkdown(this.reasoning, message.reasoning);
     }
@@ -148,6 +148,7 @@ export class MessageView {
     try {
       const tokens = await this.actions.tokens();
       if (waiting.isConnected) waiting.replaceWith(showTokens(tokens));
+      this.extra.scrollIntoView({ block: "nearest" });
     } catch (error) {
       waiting.textContent = error.message;
       waiting.className = "error";
