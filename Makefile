@@ -3,6 +3,7 @@
 # make check   style, types, layers, sanitizers, NEON         make slow     the slow tests
 # make oracles comparison with torch, transformers, llama.cpp make wheel    a wheel, run without a compiler
 # make clients the server with clients of others, and schemathesis; make soak: an hour of mixed traffic
+# make page    the chat page in Chromium (Debian's chromium);  make screenshots: the pictures in docs/page
 # make bench   speed of MODEL (make bench-model), and what adapters cost beside a merged model and llama.cpp (bench-adapters)
 # make gate    kernels against a calibration loop
 # make versus  Puna and llama.cpp in turn, same files; versus-vllm: and vLLM
@@ -19,16 +20,18 @@ MAX_TOKENS ?= 200
 VENV := .venv
 ORACLES := .venv-oracles
 CLIENTS := .venv-clients
+BROWSER := .venv-browser
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE_SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f -not -path 'csrc/tests/*' 2>/dev/null)
 PYTHON_SOURCES := $(shell find src -name '*.py')
+PAGE_SOURCES := $(wildcard src/puna/entrypoints/server/page/*.*)
 PYTEST_FLAGS ?= -q
 REPLAY_CASES := tests/kernels/cases
 CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL
 
-.PHONY: run build dev test slow clients soak check lint sanitize sanitize-address sanitize-thread neon oracles conformance wheel bench bench-model bench-adapters gate versus versus-vllm divergence quantization oracles-ready clean distclean
+.PHONY: run build dev test slow clients page screenshots soak check lint sanitize sanitize-address sanitize-thread neon oracles conformance wheel bench bench-model bench-adapters gate versus versus-vllm divergence quantization oracles-ready clean distclean
 .DELETE_ON_ERROR:
 
 run: build
@@ -126,6 +129,24 @@ $(CLIENTS)/.built: $(CLIENTS)/.created $(NATIVE_SOURCES) $(PYTHON_SOURCES)
 	$(CLIENTS)/bin/python -m pip install --quiet --no-deps --force-reinstall build/clients-wheel/puna-*.whl
 	@touch $@
 
+# The chat page in a real browser, which is the system's: Debian's package chromium.
+page: $(BROWSER)/.built
+	$(BROWSER)/bin/python -m pytest $(PYTEST_FLAGS) tests/page
+
+screenshots: $(BROWSER)/.built
+	PYTHONPATH=tests $(BROWSER)/bin/python tools/screenshots.py docs/page
+
+$(BROWSER)/.created: $(VENV)/.tools tools/browser.txt
+	test -x $(BROWSER)/bin/python || $(BIN)/python -m venv $(BROWSER)
+	$(BROWSER)/bin/python -m pip install --quiet -r tools/browser.txt
+	@touch $@
+
+$(BROWSER)/.built: $(BROWSER)/.created $(NATIVE_SOURCES) $(PYTHON_SOURCES) $(PAGE_SOURCES)
+	rm -rf build/browser-wheel
+	flock $(VENV)/.lock $(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/browser-wheel .
+	$(BROWSER)/bin/python -m pip install --quiet --no-deps --force-reinstall build/browser-wheel/puna-*.whl
+	@touch $@
+
 # The wheel is tried where no compiler can be found: an environment of its own, and nothing else on the path.
 wheel: $(VENV)/.tools
 	rm -rf build/wheel-venv dist/*.whl
@@ -186,9 +207,9 @@ quantization: oracles-ready
 	@PYTHONPATH=tests $(ORACLES)/bin/python benchmarks/quantization.py
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.bytecode $(VENV)/.dev $(ORACLES)/.built $(CLIENTS)/.built
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.built $(VENV)/.bytecode $(VENV)/.dev $(ORACLES)/.built $(CLIENTS)/.built $(BROWSER)/.built
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	find src -name '*.so' -delete
 
 distclean: clean
-	rm -rf $(VENV) $(ORACLES) $(CLIENTS)
+	rm -rf $(VENV) $(ORACLES) $(CLIENTS) $(BROWSER)

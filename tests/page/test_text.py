@@ -44,12 +44,14 @@ CASES = [
     ("a &amp; b &lt; c &copy; &#39;", "<p>a &amp; b &lt; c &amp;copy; '</p>"),
     ("a<br>b<i>c</i>", "<p>a<br>b&lt;i&gt;c&lt;/i&gt;</p>"),
     ("---", "<hr>"),
-    ("> a\n> b\n\n> > c", "<blockquote><p>a<br>b</p></blockquote><blockquote><blockquote><p>c</p></blockquote></blockquote>"),
+    ("> a\n> b\n\n> > c", "<blockquote><p>a<br>b</p></blockquote>"
+     "<blockquote><blockquote><p>c</p></blockquote></blockquote>"),
     ("- a\n- b\n  - c\n- d", "<ul><li>a</li><li>b<ul><li>c</li></ul></li><li>d</li></ul>"),
     ("3. a\n4. b\n\n   more", '<ol start="3"><li><p>a</p></li><li><p>b</p><p>more</p></li></ol>'),
     ("- [ ] a\n- [x] b", "<ul><li>☐ a</li><li>☑ b</li></ul>"),
     ("text\n1. a\n2. b", "<p>text</p><ol><li>a</li><li>b</li></ol>"),
-    ("1. a\n   ```\n   x\n   ```\n2. b", '<ol><li>a<div class="code"><pre><code>x</code></pre></div></li><li>b</li></ol>'),
+    ("1. a\n   ```\n   x\n   ```\n2. b",
+     '<ol><li>a<div class="code"><pre><code>x</code></pre></div></li><li>b</li></ol>'),
     ("```\na\n  <b>\n```\nc", '<div class="code"><pre><code>a\n  &lt;b&gt;</code></pre></div><p>c</p>'),
     ("````md\n```\n````", '<div class="code"><pre><code>```</code></pre></div>'),
     ("```py\n# c\nx = f('s', 1)  # d", '<div class="code"><pre><code><span class="code-comment"># c</span>\nx = '
@@ -57,7 +59,8 @@ CASES = [
      '<span class="code-comment"># d</span></code></pre></div>'),
     ("```c\n/* a\nb */ int x;", '<div class="code"><pre><code><span class="code-comment">/* a\nb */</span> '
      '<span class="code-keyword">int</span> x;</code></pre></div>'),
-    ("| a | b |\n|:--|--:|\n| 1 | `x\\|y` |\n| 2 |", '<div class="table"><table><thead><tr><th class="to-start" scope="col">a'
+    ("| a | b |\n|:--|--:|\n| 1 | `x\\|y` |\n| 2 |",
+     '<div class="table"><table><thead><tr><th class="to-start" scope="col">a'
      '</th><th class="to-end" scope="col">b</th></tr></thead><tbody><tr><td class="to-start">1</td><td class="to-end">'
      '<code>x|y</code></td></tr><tr><td class="to-start">2</td><td class="to-end"></td></tr></tbody></table></div>'),
     ("[a **b**](https://example.org/x_(y) \"t\")!",
@@ -191,13 +194,13 @@ def test_hostile_names_and_files_are_text(browser: Browser, served: Served, tmp_
     evil = HOSTILE[number]
     message = {"id": "a", "parent": None, "role": "user", "content": evil, "created": 1}
     answer = {
-        **{"id": "b", "parent": "a", "role": "assistant", "content": evil, "created": 2, "model": evil},
-        **{"reasoning": evil, "error": evil, "finish": evil, "seed": evil, "onclick": evil},
+        "id": "b", "parent": "a", "role": "assistant", "content": evil, "created": 2, "model": evil,
+        "reasoning": evil, "error": evil, "finish": evil, "seed": evil, "onclick": evil,
         "tokens": [{"token": evil, "logprob": -1, "top_logprobs": [{"token": evil, "logprob": -2}]}],
         "usage": {"generated": evil, "prompt": 1},
     }
     conversation = {
-        **{"id": evil, "title": evil, "leaf": "b", "messages": {"a": message, "b": answer}},
+        "id": evil, "title": evil, "leaf": "b", "messages": {"a": message, "b": answer},
         "settings": {"system": evil, "model": evil, "temperature": evil, "__proto__x": evil},
     }
     file = tmp_path / "evil.json"
