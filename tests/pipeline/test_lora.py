@@ -153,14 +153,22 @@ def test_texts_under_grammars(files: Path) -> None:
         assert list(map(facts, outputs)) == list(map(facts, expected))
 
 
-def test_a_name_gets_new_weights_while_a_request_runs(files: Path, alone: dict[Any, Any]) -> None:
+def test_a_name_gets_new_weights_while_a_request_runs(files: Path, alone: dict[Any, Any], tmp_path: Path) -> None:
     """Who began keeps what it began with; who comes later gets the new ones, and no page of the old ones."""
+    shapes = module_shapes(CONFIG, ATTENTION)
+    last = list(shapes)[-1]
+    wide = write_peft(tmp_path / "wide", random_pairs({**shapes, last: (shapes[last][0] * 2, shapes[last][1])}, 4, 1))
     llm = load(files, "a")
     request = GenerateRequest(text=PROMPTS[1], sampling_params=GREEDY, adapter="a")
     running = llm.stream_requests([request])
     next(running)
     with pytest.raises(AdapterExistsError, match="unload it"):
         llm.load_lora_adapter("a", files / "b")
+    before = llm.list_lora_adapters()
+    for bad in (files / "missing", files / "model", wide):
+        with pytest.raises(AdapterError):
+            llm.load_lora_adapter("a", bad, load_inplace=True)
+    assert llm.list_lora_adapters() == before  # nothing changes before all of it is checked
     llm.load_lora_adapter("a", files / "b", load_inplace=True)
     assert facts(llm.generate(PROMPTS[1], GREEDY, adapter="a")[0]) == alone["b", PROMPTS[1]]
     llm.unload_lora_adapter("a")
