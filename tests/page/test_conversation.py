@@ -279,3 +279,52 @@ def test_two_tabs_agree(browser: Browser, served: Served) -> None:
         wait_for_answer(page)
         other.get_by_text("Two.").wait_for()
         assert texts(other) == ["First", "One.", "More", "Two."]
+
+
+def test_an_adapter_can_be_chosen(browser: Browser, served: Served) -> None:
+    listed = served.client.get("/v1/models").json()
+    listed["data"].append({**listed["data"][0], "id": "pirate", "parent": "tiny"})
+    with tab(browser, served.url, path="/version") as page:
+        page.route("**/v1/models", lambda route: route.fulfill(json=listed))
+        page.goto(served.url)
+        bodies = answer_with(page, "Arr.")
+        page.locator("#model").select_option(label="pirate (adapter)")
+        ask(page, "Hello")
+        wait_for_answer(page)
+        assert bodies[0]["model"] == "pirate" and page.get_by_role("article", name="pirate").count() == 1
+        page.unroute("**/v1/models")
+        page.reload()
+        page.locator("#model", has_text="pirate (not served now)").wait_for()
+        page.unroute("**/v1/chat/completions")
+        ask(page, "Hello")
+        page.locator(".error", has_text="pirate").wait_for()
+
+
+def test_a_browser_without_room_says_so(browser: Browser, served: Served) -> None:
+    with tab(browser, served.url) as page:
+        page.get_by_text("You talk to tiny").wait_for()
+        page.evaluate(
+            """() => {
+              IDBObjectStore.prototype.put = () => { throw new DOMException("full", "QuotaExceededError"); };
+              Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceededError"); };
+            }"""
+        )
+        answer_with(page, "Not kept.")
+        ask(page, "Hello")
+        wait_for_answer(page)
+        page.locator("#banner", has_text="This browser has no more room").wait_for()
+        assert texts(page) == ["Hello", "Not kept."]
+
+
+def test_a_browser_that_keeps_nothing_says_so(browser: Browser, served: Served) -> None:
+    with tab(browser, served.url, path="/version") as page:
+        page.add_init_script("indexedDB.open = () => { throw new DOMException('no', 'SecurityError'); };")
+        page.goto(served.url)
+        page.locator("#banner", has_text="conversations are lost when it is closed").wait_for()
+        answer_with(page, "One.")
+        ask(page, "First")
+        wait_for_answer(page)
+        page.locator("#new").click()
+        page.locator("#list .open", has_text="First").click()
+        page.locator(".message.assistant").wait_for()
+        assert texts(page) == ["First", "One."]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +123,48 @@ def test_markdown(browser: Browser, served: Served) -> None:
     with tab(browser, served.url) as page:
         for source, expected in CASES:
             assert page.evaluate(SHOW, source) == expected, source
+
+
+def test_text_inside_blocks_is_as_markdown_it_has_it(browser: Browser, served: Served) -> None:
+    from markdown_it import MarkdownIt
+
+    pieces = ["a", "b ", "*", "**", "***", "_", "__", " ", "`", "\\", "[", "]", ".", "c", "<", "&amp;", "\u00e9"]
+    rng = random.Random(1)
+    texts = ["x" + "".join(rng.choices(pieces, k=rng.randint(2, 16))) + "y" for _ in range(3000)]
+    texts = [text for text in texts if not re.search(r"([*_])\1{6}", text)]  # longer runs are text here
+    script = """async (sources) => {
+      const { inline } = await import("/page/markdown.js");
+      return sources.map((source) => {
+        const node = document.createElement("p");
+        node.append(...inline(source));
+        return node.innerHTML;
+      });
+    }"""
+    reader = MarkdownIt("commonmark", {"html": False})
+    with tab(browser, served.url) as page:
+        for text, found in zip(texts, page.evaluate(script, texts), strict=True):
+            assert found == reader.renderInline(text), text
+
+
+def test_no_text_fails(browser: Browser, served: Served) -> None:
+    pieces = ["a", "\n", "\n\n", "  ", "- ", "1. ", "> ", "# ", "```", "~~~", "|", "|--|", "*", "_", "~~", "`", "[", "]("]
+    pieces += [")", "https://a.b/", "<", ">", "&lt;", "\\", "!", "---", ":", "\t", "[x] ", "py", "\U0001f600", "\r\n", "\0"]
+    rng = random.Random(2)
+    texts = ["".join(rng.choices(pieces, k=rng.randint(1, 40))) for _ in range(4000)]
+    script = """async (sources) => {
+      const { showMarkdown } = await import("/page/markdown.js");
+      return sources.filter((source) => {
+        const node = document.createElement("div");
+        try {
+          showMarkdown(node, source);
+        } catch {
+          return true;
+        }
+        return /a/.test(source) && !/[|`~]/.test(source) && !/a/.test(node.textContent);
+      });
+    }"""
+    with tab(browser, served.url) as page:
+        assert page.evaluate(script, texts) == []
 
 
 def test_a_text_that_grows_looks_as_if_it_had_come_at_once(browser: Browser, served: Served) -> None:

@@ -320,7 +320,7 @@ async function connect(problem = "") {
         setKey(key);
       }
       [models, server] = await Promise.all([listModels(), readSettings()]);
-      showBanner("");
+      showBanner(store.problem);
       break;
     } catch (error) {
       problem = error.status === 401 ? error.message : "";
@@ -452,5 +452,4 @@ togglePanel("conversations", !isNarrow());
 const wanted = location.hash.slice(1);
 if (wanted && (await store.get(wanted))) await openConversation(wanted);
 else await startConversation();
-if (store.problem) showBanner(store.problem);
 await connect();

@@ -363,6 +363,7 @@ function backtickRuns(text) {
   return {
     next(length, begin) {
       const known = places.get(length);
+      if (known === undefined) return -1; // the rest of a run that begins with an escape
       while (known.at < known.list.length && known.list[known.at] < begin) known.at += 1;
       return known.list[known.at] ?? -1;
     },
@@ -401,8 +402,9 @@ function settle(nodes) {
     }
     let left = node.count;
     const open = openers[node.mark];
-    while (node.canClose && left > 0 && open.length) {
-      const place = open.at(-1);
+    while (node.canClose && left > 0) {
+      const place = open.findLast((one) => arePartners(out[one], node));
+      if (place === undefined) break;
       const opener = out[place];
       const size = node.mark === "~" || (opener.count >= 2 && left >= 2) ? 2 : 1;
       const inside = out.splice(place + 1).map(asNode);
@@ -418,10 +420,18 @@ function settle(nodes) {
     if (left === 0) continue;
     if (node.canOpen && openers["*"].length + openers._.length + openers["~"].length < MOST_OPEN) {
       open.push(out.length);
-      out.push({ mark: node.mark, count: left });
+      out.push({ ...node, count: left, length: node.count });
     } else out.push(document.createTextNode(node.mark.repeat(left)));
   }
   return out.map(asNode);
+}
+
+// A run that may both open and close has no partner with which its length adds up to a multiple of three, unless both
+// lengths are: so `*a**b*` is one emphasis around two stars.
+function arePartners(opener, closer) {
+  const isAmbiguous = opener.canClose || closer.canOpen;
+  const isThird = (opener.length + closer.count) % 3 === 0 && closer.count % 3 !== 0;
+  return closer.mark === "~" || !isAmbiguous || !isThird;
 }
 
 function asNode(node) {
