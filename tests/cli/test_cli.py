@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -61,7 +62,13 @@ def test_schemas_are_schemas_and_every_command_that_answers_has_one() -> None:
     for path in SCHEMAS.glob("*.json"):
         jsonschema.Draft202012Validator.check_schema(json.loads(path.read_text()))
     without = {"serve"}  # describes its answers in an OpenAPI document
-    assert {path.stem for path in SCHEMAS.glob("*.json")} == set(_COMMANDS) - without
+    assert {path.stem for path in SCHEMAS.glob("*.json")} == (set(_COMMANDS) - without) | {"bench-serve"}
+
+
+def time_of_children() -> float:
+    """Processor time, which other processes do not lengthen as they do a start."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_version_starts_at_once_and_imports_nothing_heavy() -> None:
@@ -72,9 +79,9 @@ def test_version_starts_at_once_and_imports_nothing_heavy() -> None:
     )
     durations: list[float] = []
     while len(durations) < 10 and min(durations, default=1.0) >= 0.3:  # a busy machine gets more tries
-        begin = time.perf_counter()
+        begin = time_of_children()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        durations.append(time.perf_counter() - begin)
+        durations.append(time_of_children() - begin)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"puna {__version__}\n")
     assert min(durations) < 0.3, durations
@@ -302,9 +309,22 @@ def test_internal_fault_is_a_sentence(puna: Puna, monkeypatch: pytest.MonkeyPatc
     assert status == 70 and "internal fault, ZeroDivisionError: x" in err
 
 
+def wait_until_it_waits(pid: int) -> None:
+    """Until a process has used processor time, and then none for a while: it has started, and waits for its input."""
+    before, deadline = 0, time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used, is_asleep = int(fields[11]) + int(fields[12]), fields[0] == "S"
+        if is_asleep and used == before > 0:
+            return
+        before = used
+    pytest.fail("it never waits")
+
+
 def test_interrupt_is_status_130(tiny: str) -> None:
     with process("generate", tiny, "-p", "-", stdin=subprocess.PIPE) as child:
-        time.sleep(1.0)
+        wait_until_it_waits(child.pid)
         child.send_signal(signal.SIGINT)
         _out, err = child.communicate(timeout=20)
     assert child.returncode == 130 and b"Traceback" not in err
