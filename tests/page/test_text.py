@@ -147,8 +147,9 @@ def test_text_inside_blocks_is_as_markdown_it_has_it(browser: Browser, served: S
 
 
 def test_no_text_fails(browser: Browser, served: Served) -> None:
-    pieces = ["a", "\n", "\n\n", "  ", "- ", "1. ", "> ", "# ", "```", "~~~", "|", "|--|", "*", "_", "~~", "`", "[", "]("]
-    pieces += [")", "https://a.b/", "<", ">", "&lt;", "\\", "!", "---", ":", "\t", "[x] ", "py", "\U0001f600", "\r\n", "\0"]
+    pieces = ["a", "\n", "\n\n", "  ", "- ", "1. ", "> ", "# ", "```", "~~~", "|", "|--|", "*", "_", "~~", "`", "["]
+    pieces += ["](", ")", "https://a.b/", "<", ">", "&lt;", "\\", "!", "---", ":", "\t", "[x] ", "py"]
+    pieces += ["\U0001f600", "\r\n", "\0"]
     rng = random.Random(2)
     texts = ["".join(rng.choices(pieces, k=rng.randint(1, 40))) for _ in range(4000)]
     script = """async (sources) => {
