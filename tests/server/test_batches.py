@@ -104,6 +104,20 @@ def test_a_batch_is_cancelled(served: Served) -> None:
     served.wait(lambda: served.used_blocks() == 0)
 
 
+def test_a_fault_of_the_servers_own_ends_a_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(*_: object) -> None:
+        raise RuntimeError("a secret of the machine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.server.batches, "_split", break_down)
+        route = f"/v1/batches/{begin(served, line('a', prompt='x', max_tokens=2))['id']}"
+        served.wait(lambda: served.client.get(route).json()["failed_at"] is not None)
+    batch = served.client.get(route).json()
+    assert batch["status"] == "failed" and batch["errors"]["data"] and "secret" not in str(batch)
+    again = ended(served, begin(served, line("a", prompt="x", max_tokens=2))["id"])
+    assert again["status"] == "completed"
+
+
 @pytest.mark.parametrize("content", [b"", line("a", prompt="x") * 2])
 def test_a_file_that_is_no_batch(served: Served, content: bytes) -> None:
     name = begin(served, content)["id"]

@@ -76,8 +76,8 @@ _DEFAULTS: Final = {  # as of `Limits`: the help must not import the server
 def _limit(name: str, help_text: str, kind: Any = int, *more: str) -> Callable[[Any], Any]:
     flag, default = f"--{name.replace('_', '-')}", _DEFAULTS.get(name)
     shown: Any = default is not None
-    if kind is SIZE and default is not None:
-        shown = f"{default >> 20}M" if default >= 1 << 20 else f"{default >> 10}K"  # type: ignore[operator]
+    if kind is SIZE and isinstance(default, int):
+        shown = f"{default >> 20}M" if default >= 1 << 20 else f"{default >> 10}K"
     return _option(_LIMIT, flag, *more, name, type=kind, default=default, show_default=shown, help=help_text)
 
 
