@@ -312,6 +312,7 @@ function stop() {
 // The server ----------------------------------------------------------------------------------------------------------
 
 async function connect(problem = "") {
+  let isWaiting = false;
   for (;;) {
     try {
       if (problem) {
@@ -320,12 +321,13 @@ async function connect(problem = "") {
         setKey(key);
       }
       [models, server] = await Promise.all([listModels(), readSettings()]);
-      showBanner(store.problem);
+      if (isWaiting) showBanner(store.problem); // and nothing else that was said meanwhile
       break;
     } catch (error) {
       problem = error.status === 401 ? error.message : "";
       if (problem) continue;
       if (error.code !== "model_loading") return showBanner(error.message, () => connect());
+      isWaiting = true;
       showBanner("The model is loading…");
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
@@ -452,4 +454,5 @@ togglePanel("conversations", !isNarrow());
 const wanted = location.hash.slice(1);
 if (wanted && (await store.get(wanted))) await openConversation(wanted);
 else await startConversation();
+if (store.problem) showBanner(store.problem);
 await connect();
