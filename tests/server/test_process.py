@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +35,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """A server process, its address, and its log as it grows."""
+def process(
+    *arguments: str, before: Callable[[], None] | None = None, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """A server process, its address, and its log as it grows; `before` runs in it first."""
     command = [sys.executable, "-m", "puna.entrypoints.cli", "serve", *arguments, "--port", "0", "--no-storage"]
     log: list[str] = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+    variables = os.environ | environment
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables, preexec_fn=before) as running:
         assert running.stderr is not None
         reader = threading.Thread(target=lambda: log.extend(running.stderr or ()), daemon=True)
         reader.start()
@@ -235,6 +242,48 @@ def test_the_same_request_gets_the_same_bits_alone_and_in_a_crowd(path: str) -> 
     with serving(path, engine=engine) as served, ThreadPoolExecutor(24) as pool:
         crowd = list(pool.map(lambda i: ask(served, bodies[i % 12]), range(36)))
     assert crowd == alone * 3
+
+
+def test_a_cache_that_is_four_times_too_small_changes_no_answer(path: str) -> None:
+    bodies = [
+        {"prompt": [5] * 16 + [7 + i] * (4 + 3 * i), "max_tokens": 48, "seed": i, "logprobs": 1, "ignore_eos": True}
+        for i in range(12)
+    ]
+    engine = {"block_size": 8, "max_model_len": 128, "max_num_seqs": 12}
+
+    def ask(served: Served, body: dict[str, object]) -> object:
+        return served.client.post("/v1/completions", json=body).json()["choices"]
+
+    with serving(path, engine=engine) as served, ThreadPoolExecutor(12) as pool:
+        plenty = list(pool.map(lambda body: ask(served, body), bodies))
+    needed = sum(-(-(len(body["prompt"]) + 48) // 8) for body in bodies)  # type: ignore[arg-type]
+    head = CONFIG.get("head_dim") or CONFIG["hidden_size"] // CONFIG["num_attention_heads"]
+    page_bytes = 2 * CONFIG["num_hidden_layers"] * 8 * CONFIG["num_key_value_heads"] * head * 2  # keys, values; float16
+    engine["kv_cache_memory"] = needed // 4 * page_bytes
+    with serving(path, engine=engine) as served, ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(lambda body: ask(served, body), bodies)) == plenty
+        text = served.client.get("/metrics").text
+        assert int(float(re.findall(r"^puna_preemptions(?:_total)? (\S+)$", text, re.MULTILINE)[0])) > 0
+
+
+@pytest.mark.slow
+def test_few_descriptors_one_processor_and_no_directory_for_temporary_files(path: str) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+    with process(path, before=limit, TMPDIR="/nonexistent") as (running, url, log):
+        body = {"prompt": "Hello", "max_tokens": 5}
+        connections = []
+        for _ in range(100):  # more than there are descriptors for
+            connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10)
+            connections.append(connection)
+        for connection in connections:
+            connection.close()
+        reply = httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
+        assert reply.status_code == 200 and running.poll() is None
+        assert not [entry for entry in log if "Traceback" in entry], log
+        assert len([entry for entry in log if "connections wait: Too many open files; raise the limit" in entry]) == 1
 
 
 def test_many_connections_are_closed_and_descriptors_come_back(path: str) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import math
 import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import h11
 import uvicorn
@@ -27,6 +29,7 @@ __all__ = ["Network", "PunaProtocol", "serve"]
 _ENGINE_DIED: Final = 70
 _NOT_DRAINED: Final = 1
 _POLL_S: Final = 0.02
+_COMPLAINT_S: Final = 10.0  # between lines that say the same
 _log = logging.getLogger("puna.server")
 
 
@@ -172,12 +175,28 @@ def make_uvicorn(app: Starlette, network: Network) -> uvicorn.Server:
     return _Uvicorn(config)
 
 
+class _Complaints:
+    """What the event loop complains about. Connections that find no descriptor are a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif loop.time() - self._last > _COMPLAINT_S:
+            self._last = loop.time()
+            _log.error("connections wait: %s; raise the limit (ulimit -n) or lower --max-connections", error.strerror)
+
+
 async def _serve(app: Starlette, network: Network, is_quiet: bool) -> int:
     server: Server = app.state.server
     host: ModelHost = server.host
     listener = _bind(network)
     runner = make_uvicorn(app, network)
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_Complaints())
     num_signals = 0
     status = 0
 
