@@ -96,6 +96,7 @@ def _run(model: str, keys: dict[str, str], options: dict[str, Any]) -> int:
         max_in_engine=2 * options["max_num_seqs"] * options["data_parallel_degree"],
         root_path=options["root_path"],
         lora_dir=options["lora_dir"],
+        otlp_traces_endpoint=options["otlp_traces_endpoint"],
     )
     # Requests wait in the server's fair line; the engine's own never fills up.
     host = ModelHost(lambda: AsyncLLM(model, max_queue_size=1 << 20, **engine))

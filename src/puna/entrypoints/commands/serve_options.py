@@ -327,6 +327,12 @@ _OPTIONS: Final = (
     _option(_OPS, "--vllm-metrics", is_flag=True, help="Metrics have vLLM's names too."),
     _option(
         _OPS,
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="Send a span for each request there, by OTLP over HTTP; needs puna[otel].",
+    ),
+    _option(
+        _OPS,
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",

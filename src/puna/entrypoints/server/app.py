@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -59,6 +60,8 @@ def create_app(settings: ServerSettings, host: ModelHost) -> Starlette:
             if server.batches is not None:
                 await server.batches.close()
             await host.close()
+            if server.tracing is not None:
+                await asyncio.to_thread(server.tracing.close)
 
     served = all_operations()
     document = openapi_document(served, has_keys=bool(settings.api_keys), root_path=settings.root_path)

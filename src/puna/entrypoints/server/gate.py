@@ -139,6 +139,8 @@ class Gate:
             if timeline.num_prompt_tokens:
                 facts["prompt_tokens"] = timeline.num_prompt_tokens
                 facts["generated_tokens"] = timeline.num_generated_tokens
+            if self._server.tracing is not None:
+                self._server.tracing.note(timeline, Headers(scope=scope))
         _access.info("%s %s %d", scope["method"], scope["path"], status, extra=facts)
 
 

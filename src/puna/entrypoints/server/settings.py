@@ -103,6 +103,7 @@ class ServerSettings:
         max_in_engine: Requests that are given to the engine at once; the rest waits in the fair queue.
         root_path: Prefix under which a proxy shows the server.
         lora_dir: Where requests may load adapters from; None: they may not.
+        otlp_traces_endpoint: Where spans of requests are sent by OTLP over HTTP; None: nowhere.
     """
 
     model_names: tuple[str, ...]
@@ -119,6 +120,7 @@ class ServerSettings:
     max_in_engine: int = 64
     root_path: str = ""
     lora_dir: Path | None = None
+    otlp_traces_endpoint: str | None = None
 
     @property
     def model_name(self) -> str:

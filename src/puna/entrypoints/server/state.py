@@ -17,6 +17,7 @@ from puna.entrypoints.server.metrics import Metrics
 from puna.entrypoints.server.settings import Limits, ServerSettings
 from puna.entrypoints.server.stored import ResponseStore
 from puna.entrypoints.server.timeline import Timeline, Timelines
+from puna.entrypoints.server.tracing import Tracing
 from puna.errors import ModelNotFoundError
 
 __all__ = ["Server", "server_of", "tenant_of", "timeline_of"]
@@ -36,6 +37,7 @@ class Server:
         responses: Responses that are kept.
         files: Files that are kept; None: none are.
         batches: Batches that are kept; None: none are.
+        tracing: What sends spans of requests; None: nothing does.
     """
 
     settings: ServerSettings
@@ -47,6 +49,7 @@ class Server:
     responses: ResponseStore
     files: FileStore | None = None
     batches: Batches | None = None
+    tracing: Tracing | None = None
 
     @classmethod
     def of(cls, settings: ServerSettings, host: ModelHost) -> Server:
@@ -56,6 +59,8 @@ class Server:
         metrics = Metrics(host, admission, settings.model_name, settings.has_vllm_metrics)
         timelines, responses = Timelines(settings.num_timelines), ResponseStore(settings.max_stored_bytes)
         server = cls(settings, host, keys, admission, metrics, timelines, responses)
+        if settings.otlp_traces_endpoint is not None:
+            server.tracing = Tracing(settings.otlp_traces_endpoint, settings.model_name)
         if settings.storage_dir is not None:
             server.files = FileStore(settings.storage_dir / "files")
             server.batches = Batches(server, server.files, settings.storage_dir / "batches")
