@@ -113,7 +113,15 @@ def test_ollama(served: Served) -> None:
     (model,) = served.client.get("/api/tags").json()["models"]
     assert model["name"] == NAME and served.client.get("/api/ps").json()["models"][0]["model"] == NAME
     assert "version" in served.client.get("/api/version").json()
-    assert "im_start" in served.post("/api/show", model=NAME).json()["template"]
+    shown = served.post("/api/show", model=NAME).json()
+    assert "im_start" in shown["template"]
+    count = sum(int(np.prod(weight.shape)) for _, weight in served.llm.model.pipeline_config.model.weights.items())
+    assert shown["model_info"]["general.parameter_count"] == count and model["size"] == 4 * count
+    assert (model["details"]["format"], model["details"]["quantization_level"]) == ("safetensors", "FLOAT32")
+    assert shown["details"] == model["details"] and model["details"]["family"] == "llama"
+    assert shown["model_info"]["llama.block_count"] == 2
+    (loaded,) = served.client.get("/api/ps").json()["models"]
+    assert loaded["details"] == model["details"] and loaded["size"] == model["size"]
     missing = served.post("/api/chat", model="other", messages=HELLO)
     assert missing.status_code == 404 and isinstance(missing.json()["error"], str)
 

@@ -75,6 +75,11 @@ class AsyncLLM(HasAdapters):
         await self.close()
 
     @property
+    def model(self) -> Any:
+        """The loaded pipeline model."""
+        return self._loaded.model
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether text can be given and got; else there are only token ids."""
         return self._preparation.has_tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import UTC, datetime
@@ -247,13 +248,35 @@ async def _embed(request: Request) -> Response:
     )
 
 
-def _details() -> dict[str, Any]:
-    return {"format": "", "family": "", "families": [], "parameter_size": "", "quantization_level": ""}
+def _details(server: Server) -> dict[str, Any]:
+    config = server.llm.model.pipeline_config.model
+    family = str(config.huggingface_config.model_type)
+    return {
+        "parent_model": "",
+        "format": config.weights_format.value,
+        "family": family,
+        "families": [family],
+        "parameter_size": _short(_num_parameters(config)),
+        "quantization_level": config.resolved_encoding.value.upper(),
+    }
+
+
+def _num_parameters(config: Any) -> int:
+    return sum(math.prod(weight.shape) for _, weight in config.weights.items())
+
+
+def _short(count: int) -> str:
+    """As 134.5M."""
+    scale, letter = next((pair for pair in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if count >= pair[0]), (1.0, ""))
+    return f"{count / scale:.1f}{letter}"
 
 
 def _entry(server: Server, name: str) -> dict[str, Any]:
+    """A name in a list. There is no digest: nothing can be pulled by one."""
     changed = datetime.fromtimestamp(server.host.created, UTC).isoformat().replace("+00:00", "Z")
-    return {"name": name, "model": name, "modified_at": changed, "size": 0, "digest": "", "details": _details()}
+    size = sum(weight.nbytes for _, weight in server.llm.model.pipeline_config.model.weights.items())
+    return {"name": name, "model": name, "modified_at": changed, "size": size, "digest": "",
+            "details": _details(server)}  # fmt: skip
 
 
 async def _tags(request: Request) -> Response:
@@ -280,11 +303,26 @@ async def _show(request: Request) -> Response:
             "modelfile": "",
             "parameters": "",
             "template": template.texts["default"] if template is not None else "",
-            "details": _details(),
-            "model_info": {"general.context_length": llm.max_model_len},
+            "details": _details(server),
+            "model_info": _model_info(server),
             "capabilities": ["completion", "embedding"],
         }
     )
+
+
+def _model_info(server: Server) -> dict[str, Any]:
+    """Keys as GGUF files have them."""
+    config = server.llm.model.pipeline_config.model
+    values = config.huggingface_config
+    family = str(values.model_type)
+    return {
+        "general.architecture": family,
+        "general.parameter_count": _num_parameters(config),
+        f"{family}.context_length": server.llm.max_model_len,
+        f"{family}.embedding_length": values.hidden_size,
+        f"{family}.block_count": values.num_hidden_layers,
+        f"{family}.attention.head_count": values.num_attention_heads,
+    }
 
 
 async def _version(request: Request) -> Response:
