@@ -63,11 +63,10 @@ bench.add_command(bench_serve)
     multiple=True,
     callback=_parse_specs,
     default=_DEFAULT_TESTS,
-    show_default=" ".join(_DEFAULT_TESTS),
     metavar="NAME",
     help="pp512 reads 512 tokens, tg128 generates 128; @d2048 with 2048 tokens in the cache before, @b8 for 8 "
     "sequences at once, @a8 with 8 adapters in turn; start: a process from its start to its first token. May be given "
-    "several times.",
+    f"several times.  [default: {' '.join(_DEFAULT_TESTS)}]",
 )
 @click.option("-r", "--reps", type=click.IntRange(1), default=5, show_default=True, help="Repetitions of each test.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads to use.  [default: all that may be used]")

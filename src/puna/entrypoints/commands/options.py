@@ -116,7 +116,7 @@ _LOADING: Final = (
         help="Keep what was computed of prompts and texts there, for later runs. As confidential as they are.",
     ),
     click.option(
-        "--prefix-cache-bytes", type=SIZE, default=10 << 30, show_default="10G", help="Most bytes there, such as 500M."
+        "--prefix-cache-bytes", type=SIZE, default=10 << 30, help="Most bytes there, such as 500M.  [default: 10G]"
     ),
     click.option(
         "--data-parallel-degree",

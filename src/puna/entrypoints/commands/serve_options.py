@@ -75,10 +75,11 @@ _DEFAULTS: Final = {  # as of `Limits`: the help must not import the server
 
 def _limit(name: str, help_text: str, kind: Any = int, *more: str) -> Callable[[Any], Any]:
     flag, default = f"--{name.replace('_', '-')}", _DEFAULTS.get(name)
-    shown: Any = default is not None
+    shows = default is not None
     if kind is SIZE and isinstance(default, int):
         shown = f"{default >> 20}M" if default >= 1 << 20 else f"{default >> 10}K"
-    return _option(_LIMIT, flag, *more, name, type=kind, default=default, show_default=shown, help=help_text)
+        help_text, shows = f"{help_text}  [default: {shown}]", False
+    return _option(_LIMIT, flag, *more, name, type=kind, default=default, show_default=shows, help=help_text)
 
 
 _OPTIONS: Final = (
@@ -171,7 +172,7 @@ _OPTIONS: Final = (
         metavar="DIR",
         help="Keep pages there, so that they survive a restart. As confidential as prompts.",
     ),
-    _option(_MODEL, "--prefix-cache-bytes", type=SIZE, default=10 << 30, show_default="10G", help="Most bytes there."),
+    _option(_MODEL, "--prefix-cache-bytes", type=SIZE, default=10 << 30, help="Most bytes there.  [default: 10G]"),
     _option(
         _MODEL,
         "--data-parallel-degree",
