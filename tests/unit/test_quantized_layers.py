@@ -312,6 +312,31 @@ def test_the_way_of_reading_is_part_of_a_weights_identity(tmp_path: Path) -> Non
     assert None not in keys
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "section"),
+    [
+        ("gptq1-4-32-sym", "quantize_config.json",
+         {"bits": 4, "group_size": 32, "desc_act": False, "sym": True, "damp_percent": 0.01}),
+        ("awq-32", "quant_config.json", {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}),
+        ("fp8-modelopt", "hf_quant_config.json",
+         {"producer": {"name": "modelopt", "version": "0.29"},
+          "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}}),
+    ],
+)  # fmt: skip
+def test_settings_in_a_file_of_their_own(tmp_path: Path, name: str, file: str, section: dict[str, Any]) -> None:
+    scheme = SCHEMES[name]
+    parts, _ = scheme.layer(matrix((64, 64)))
+    expected = decode(tmp_path, scheme, parts)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config("llama")))
+    (tmp_path / file).write_text(json.dumps(section))
+    data = MAXModelConfig(model_path=str(tmp_path)).weights[f"{NAME}.weight"].data()
+    assert isinstance(data, QuantizedWeight)
+    assert np.array_equal(data.widened().to_float32(), expected)
+    (tmp_path / file).write_text("[]")
+    with pytest.raises(WeightsError, match=file):
+        _ = MAXModelConfig(model_path=str(tmp_path)).weights
+
+
 def test_show_and_load_name_the_encoding(tmp_path: Path) -> None:
     """The stored encoding decides what a checkpoint is called."""
     parts, _ = SCHEMES["awq-32"].layer(matrix((64, 64)))

@@ -20,7 +20,8 @@ _SPLIT = re.compile(r"^(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 _TAG = re.compile(r"(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|F16|F32|FP16|FP32))$", re.IGNORECASE)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SIDE_FILES = re.compile(
-    r"^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json$"
+    r"^(config|generation_config|quantize_config|quant_config|hf_quant_config)\.json$"
+    r"|^(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json$"
     r"|^(chat_template\.jinja|chat_template\.json|merges\.txt|tokenizer\.model|LICENSE.*|NOTICE.*|USE_POLICY.*)$",
     re.IGNORECASE,
 )

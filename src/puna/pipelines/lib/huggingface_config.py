@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["HuggingFaceConfig"]
 
 _CONFIG_NAME: Final = "config.json"
+_QUANTIZATION: Final = "quantization_config"
+_QUANTIZATION_FILES: Final = {  # name -> the method of a file that names none
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
 _MAX_CONFIG_BYTES: Final = 1 << 24
 _MAX_INT: Final = (1 << 31) - 1
 
@@ -122,12 +128,21 @@ class HuggingFaceConfig:
     def from_directory(cls, directory: str | Path) -> Self:
         """The configuration in a directory's `config.json`.
 
+        Where it has no `quantization_config`, that is taken from the file beside it in which older tools write it:
+        `quantize_config.json` (AutoGPTQ), `quant_config.json` (AutoAWQ) or `hf_quant_config.json` (ModelOpt).
+
         Raises:
             WeightsError: the file cannot be read, is too large, or is not a JSON object.
             UnsupportedModelError: as the class.
         """
         path = Path(directory) / _CONFIG_NAME
-        return cls(_read_json_object(path), source=path)
+        values = _read_json_object(path)
+        if values.get(_QUANTIZATION) is None:
+            for name, method in _QUANTIZATION_FILES.items():
+                if path.with_name(name).is_file():
+                    values[_QUANTIZATION] = {"quant_method": method, **_read_json_object(path.with_name(name))}
+                    break
+        return cls(values, source=path)
 
     @classmethod
     def from_gguf(cls, weights: GGUFContents) -> Self:
