@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from puna.pipelines.ranges import require_integer, require_number
-from puna.pipelines.sampling_params import MAX_CHOICES
+from puna.pipelines.sampling_ranges import MAX_CHOICES
 
 __all__ = ["BeamSearchParams"]
 

@@ -8,7 +8,6 @@ values are final.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -20,18 +19,15 @@ import numpy.typing as npt
 from puna.errors import InvalidRequestError
 from puna.pipelines.filter_values import FilterValues
 from puna.pipelines.ranges import require_integer, require_number
+from puna.pipelines.sampling_ranges import INTEGERS, MAX_STOPS, NUMBERS
 from puna.structured_output.params import StructuredOutputsParams
 
 __all__ = [
-    "MAX_CHOICES",
-    "MAX_LOGPROBS",
-    "MAX_STOPS",
     "LogitsProcessor",
     "LogprobsMode",
     "RepetitionDetection",
     "SamplingParams",
     "SamplingParamsInput",
-    "field_range",
 ]
 
 LogitsProcessor = Callable[[npt.NDArray[np.float32], Any], None]
@@ -39,16 +35,6 @@ LogitsProcessor = Callable[[npt.NDArray[np.float32], Any], None]
 
 LogprobsMode = Literal["raw", "processed"]
 
-MAX_LOGPROBS: Final = 20
-"""How many likeliest tokens can be asked for at each position."""
-
-MAX_CHOICES: Final = 128
-"""How many continuations of one prompt can be asked for; also the widest beam."""
-
-MAX_STOPS: Final = 16
-"""How many stop strings a request may have."""
-
-_MAX_SEED: Final = (1 << 64) - 1
 _MAX_IDS: Final = 1024  # of logprob_token_ids
 _MAX_BIAS: Final = 100
 
@@ -187,11 +173,11 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _INTEGERS.items():
+        for name, (low, high) in INTEGERS.items():
             value = getattr(self, name)
             if value is not None or name in _NEVER_NONE:
                 require_integer(name, value, low, high)
-        for name, (lowest, highest, is_open) in _NUMBERS.items():
+        for name, (lowest, highest, is_open) in NUMBERS.items():
             value = getattr(self, name)
             if value is not None or name in _NEVER_NONE:
                 require_number(name, value, lowest, highest, is_open)
@@ -377,7 +363,6 @@ class SamplingParams:
         if self.logprob_token_ids and self.logprobs is None and self.prompt_logprobs is None:
             raise InvalidRequestError("needs logprobs or prompt_logprobs", param="logprob_token_ids")
 
-
     def _check_with_grammar(self, outputs: StructuredOutputsParams) -> None:
         """Refuses what would end a text where its grammar does not, or keep it from ending."""
         cutting = ["ignore_eos"]
@@ -441,46 +426,4 @@ class SamplingParamsInput:
 _FIELD_NAMES: Final = tuple(f.name for f in fields(SamplingParams))
 _SWITCHES: Final = ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens")
 _ID_LISTS: Final = ("allowed_token_ids", "banned_token_ids", "stop_token_ids", "logprob_token_ids")
-_INTEGERS: Final[dict[str, tuple[int, int | None]]] = {
-    "n": (1, MAX_CHOICES),
-    "best_of": (1, MAX_CHOICES),
-    "max_tokens": (1, None),
-    "min_tokens": (0, None),
-    "top_k": (-1, None),
-    "mirostat": (0, 2),
-    "penalty_window": (1, None),
-    "no_repeat_ngram_size": (0, None),
-    "dry_allowed_length": (1, None),
-    "dry_window": (1, None),
-    "seed": (0, _MAX_SEED),
-    "logprobs": (0, MAX_LOGPROBS),
-    "prompt_logprobs": (0, MAX_LOGPROBS),
-    "truncate_prompt_tokens": (-1, None),
-}
-_NUMBERS: Final[dict[str, tuple[float, float, bool]]] = {  # from, to, whether the lower end is left out
-    "temperature": (0, 2, False),
-    "thinking_temperature": (0, 2, False),
-    "top_p": (0, 1, False),
-    "min_p": (0, 1, False),
-    "typical_p": (0, 1, True),
-    "top_n_sigma": (0, math.inf, False),
-    "xtc_probability": (0, 1, False),
-    "xtc_threshold": (0, 1, False),
-    "mirostat_tau": (0, math.inf, True),
-    "mirostat_eta": (0, 1, True),
-    "presence_penalty": (-2, 2, False),
-    "frequency_penalty": (-2, 2, False),
-    "repetition_penalty": (0, math.inf, True),
-    "dry_multiplier": (0, math.inf, False),
-    "dry_base": (1, math.inf, False),
-    "deadline_s": (0, math.inf, True),
-}
 _NEVER_NONE: Final = frozenset(f.name for f in fields(SamplingParams) if f.default is not None)
-
-
-def field_range(name: str) -> tuple[Literal["integer", "number"], float | None, float | None, bool]:
-    """The range of a numeric field: its kind, its ends (None: there is none), and whether the lower one is left out."""
-    if name in _INTEGERS:
-        return "integer", *_INTEGERS[name], False
-    low, high, is_open = _NUMBERS[name]
-    return "number", low, None if math.isinf(high) else high, is_open

@@ -13,7 +13,8 @@ from puna.errors import InvalidRequestError, ModelNotFoundError
 from puna.pipelines.prompt_reading import Pooling
 from puna.pipelines.ranges import require_integer
 from puna.pipelines.request import GenerateRequest
-from puna.pipelines.sampling_params import MAX_LOGPROBS, RepetitionDetection, SamplingParams, SamplingParamsInput
+from puna.pipelines.sampling_params import RepetitionDetection, SamplingParams, SamplingParamsInput
+from puna.pipelines.sampling_ranges import MAX_LOGPROBS
 
 __all__ = ["BodyDefaults", "Call", "Endpoint", "read_body"]
 

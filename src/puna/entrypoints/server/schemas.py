@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from puna.pipelines.sampling_params import MAX_LOGPROBS, MAX_STOPS, field_range
+from puna.pipelines.sampling_ranges import MAX_LOGPROBS, MAX_STOPS, field_range
 
 __all__ = ["SCHEMAS", "reference"]
 

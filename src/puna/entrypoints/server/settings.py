@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from puna.errors import InvalidRequestError
-from puna.pipelines.sampling_params import MAX_CHOICES, MAX_LOGPROBS, MAX_STOPS, SamplingParamsInput
+from puna.pipelines.sampling_params import SamplingParamsInput
+from puna.pipelines.sampling_ranges import MAX_CHOICES, MAX_LOGPROBS, MAX_STOPS
 
 __all__ = ["TEMPLATE_VARIABLES", "Limits", "ServerSettings", "is_loopback"]
 

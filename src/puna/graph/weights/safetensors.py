@@ -228,5 +228,5 @@ class SafetensorWeights(Weights):
     def metadata(self) -> MappingProxyType[str, str]:
         """The texts of `__metadata__`, of all files together."""
         # Checkpoints of either format keep metadata of any type; the reader of this one has let texts through only.
-        described: MappingProxyType[str, str] = self._checkpoint.metadata  # type: ignore[assignment]
+        described: MappingProxyType[str, str] = self._checkpoint.metadata  # type: ignore[assignment]  # see above
         return described

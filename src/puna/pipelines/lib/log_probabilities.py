@@ -17,7 +17,7 @@ from puna.driver import Buffer
 from puna.errors import InvalidRequestError, ShapeError
 from puna.pipelines.context import LogProbabilities
 from puna.pipelines.lib.interfaces import ModelInputs, ModelOutputs
-from puna.pipelines.sampling_params import MAX_LOGPROBS
+from puna.pipelines.sampling_ranges import MAX_LOGPROBS
 
 if TYPE_CHECKING:
     from puna.engine import InferenceSession

@@ -14,7 +14,8 @@ from puna import __version__
 from puna.entrypoints.server.operation import Endpoint, Operation
 from puna.entrypoints.server.routes.openai import json_response
 from puna.entrypoints.server.state import server_of
-from puna.pipelines.sampling_params import SamplingParams, field_range
+from puna.pipelines.sampling_params import SamplingParams
+from puna.pipelines.sampling_ranges import field_range
 
 __all__ = ["OPERATIONS"]
 
